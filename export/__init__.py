@@ -1,0 +1,1 @@
+"""Reads checkpoints, defines the decoder, lowers it to each target, writes bundles."""

@@ -1,0 +1,43 @@
+"""What a reader of model files offers, and which reader a path needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Checkpoint(Protocol):
+    """A model's files: opened, memory-mapped, normalised to Hugging Face's names and layouts, but not loaded."""
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The content of config.json (rebuilt, where the format has none)."""
+        ...
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """The files that the weights come from."""
+        ...
+
+    def names(self) -> Sequence[str]:
+        """The names of all tensors, as Hugging Face has them."""
+        ...
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, without reading it."""
+        ...
+
+    def read(self, name: str) -> NDArray[np.float32]:
+        """One tensor as a new float32 array.
+
+        Raises InputError if the file ends early or a value is not finite.
+        """
+        ...
+
+    def tokenizer_files(self) -> Mapping[str, bytes]:
+        """Content of tokenizer.json, and of tokenizer_config.json, chat_template.jinja, generation_config.json."""
+        ...

@@ -1,0 +1,1 @@
+"""The canonical quantised weights: numpy only, upstream of every target."""
