@@ -1,0 +1,99 @@
+"""From a checkpoint to canonical weights: every tensor read once, quantised once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import InputError
+from ..quantize.recipe import Format, Recipe
+from ..quantize.rtn import relative_error, round_to_nearest
+from ..quantize.store import CanonicalTensor
+from ..quantize.tensor import QuantizedTensor
+from .checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class TensorError:
+    """What quantising one tensor lost: |w - dequantised| / |w| (Frobenius)."""
+
+    name: str
+    format: Format
+    relative_error: float
+
+
+def is_linear(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a recipe's formats apply: matrices are quantised, norms and biases are not."""
+    return len(shape) == 2 and name.endswith(".weight")
+
+
+def quantize_checkpoint(
+    checkpoint: Checkpoint,
+    names: list[str],
+    recipe: Recipe,
+    report: Callable[[TensorError], None],
+    threads: int = 2,
+) -> Iterator[tuple[str, CanonicalTensor]]:
+    """The canonical form of the named tensors, in that order; ``report`` hears of each one's error.
+
+    Tensors are quantised ``threads`` at a time (numpy lets go of the interpreter), so that about that many are in
+    memory. Raises InputError naming the tensor if its format does not fit.
+    """
+    check_formats(checkpoint, names, recipe)
+
+    def work(name: str) -> tuple[CanonicalTensor, TensorError]:
+        return quantize_tensor(name, checkpoint.read(name), recipe)
+
+    with ThreadPoolExecutor(threads) as pool:
+        waiting = [pool.submit(work, name) for name in names[:threads]]
+        for index, name in enumerate(names):
+            tensor, error = waiting.pop(0).result()
+            if index + threads < len(names):
+                waiting.append(pool.submit(work, names[index + threads]))
+            report(error)
+            yield name, tensor
+
+
+def check_formats(checkpoint: Checkpoint, names: list[str], recipe: Recipe) -> None:
+    """Raise InputError if a group does not divide a layer, before any work is done."""
+    for name in names:
+        shape = checkpoint.shape(name)
+        group = recipe.format_of(name).group
+        if group and is_linear(name, shape) and shape[1] % group:
+            fitting = [size for size in (32, 64, 128) if shape[1] % size == 0]
+            advice = f"groups of {' or '.join(map(str, fitting))} fit" if fitting else "use int8 for it"
+            raise InputError(f"{name}: groups of {group} do not divide its {shape[1]} columns; {advice}")
+
+
+def quantize_tensor(name: str, weight: np.ndarray, recipe: Recipe) -> tuple[CanonicalTensor, TensorError]:
+    """One tensor's canonical form and what it lost."""
+    chosen = recipe.format_of(name) if is_linear(name, weight.shape) else Format(_small_kind(recipe))
+    if chosen.bits is not None:
+        try:
+            quantized = round_to_nearest(weight, chosen.bits, chosen.group)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+        return quantized, TensorError(name, chosen, relative_error(weight, quantized))
+    dense: CanonicalTensor = weight if chosen.kind == "fp32" else _to_half(weight)
+    return dense, TensorError(name, chosen, _dense_error(weight, dense))
+
+
+def _small_kind(recipe: Recipe) -> str:
+    """Norms and biases lie on the fp16 grid, which Core ML computes in, unless the recipe is exact."""
+    return "fp32" if recipe.linear.kind == "fp32" else "fp16"
+
+
+def _to_half(weight: np.ndarray) -> np.ndarray:
+    """On the fp16 grid; a tensor with values that fp16 cannot hold stays float32."""
+    with np.errstate(over="ignore"):
+        half = weight.astype(np.float16)
+    return half if np.isfinite(half).all() else weight
+
+
+def _dense_error(weight: np.ndarray, stored: CanonicalTensor) -> float:
+    assert not isinstance(stored, QuantizedTensor)
+    norm = float(np.linalg.norm(weight))
+    return float(np.linalg.norm(stored.astype(np.float32) - weight)) / norm if norm else 0.0

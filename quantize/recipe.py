@@ -1,0 +1,140 @@
+"""Recipes: which number format each weight gets. Built-in names, and TOML files with overrides by name pattern."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+
+
+@dataclass(frozen=True)
+class Format:
+    """How one weight is stored.
+
+    kind   int4 or int8 (quantised), fp16 or fp32 (dense)
+    group  input columns that share a scale; None is a whole row; meaningless for dense kinds
+    """
+
+    kind: str
+    group: int | None = None
+
+    @property
+    def bits(self) -> int | None:
+        """Bits of a code; None where weights stay floating point."""
+        return {"int4": 4, "int8": 8}.get(self.kind)
+
+    def __str__(self) -> str:
+        return self.kind if self.group is None else f"{self.kind} g{self.group}"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Formats of a model's weights.
+
+    linear      of every linear layer
+    embedding   of the embedding table and the head (which is the same table in a tied model)
+    overrides   name pattern (shell style, over checkpoint names) -> format; the last match wins
+    thresholds  changes to the limits of the certificate, by the names that ``runtimes/thresholds.py`` lists
+    """
+
+    name: str
+    linear: Format
+    embedding: Format
+    overrides: Mapping[str, Format] = field(default_factory=dict)
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+
+    def format_of(self, name: str) -> Format:
+        """The format of the weight with this checkpoint name."""
+        chosen = self.embedding if name in ("model.embed_tokens.weight", "lm_head.weight") else self.linear
+        for pattern, override in self.overrides.items():
+            if fnmatchcase(name, pattern):
+                chosen = override
+        return chosen
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object, for the manifest."""
+        return asdict(self)
+
+
+_INT8 = Format("int8")  # one scale for each row: the form that every target has
+
+RECIPES: Mapping[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("int4", Format("int4", 32), _INT8),
+        Recipe("int4-g64", Format("int4", 64), _INT8),
+        Recipe("int4-g128", Format("int4", 128), _INT8),
+        Recipe("int8", _INT8, _INT8),
+        Recipe("fp16", Format("fp16"), Format("fp16")),
+        Recipe("fp32", Format("fp32"), Format("fp32")),
+    )
+}
+
+
+def load_recipe(name: str) -> Recipe:
+    """A built-in recipe by name, or a recipe from a .toml file.
+
+        base = "int4"                       # a built-in recipe to start from
+        embedding = { kind = "int8" }       # or linear = ...
+        [overrides]
+        "model.layers.0.*" = { kind = "int8" }
+        [thresholds]
+        "quantization.kl" = 0.5
+
+    Raises InputError for an unknown name, a file that cannot be read, or anything in it that is not understood.
+    """
+    if name in RECIPES:
+        return RECIPES[name]
+    if not name.endswith(".toml"):
+        raise InputError(f"no recipe {name!r}; there are {', '.join(RECIPES)}, or a path to a .toml file")
+    path = Path(name)
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"recipe {name}: cannot be read ({error})") from error
+    return parse_recipe(content, path.stem)
+
+
+def parse_recipe(content: Mapping[str, Any], name: str) -> Recipe:
+    """Build a recipe from the content of a TOML file; ``name`` is the recipe's own name."""
+    unknown = sorted(set(content) - {"base", "linear", "embedding", "overrides", "thresholds"})
+    if unknown:
+        raise InputError(
+            f"recipe {name}: unknown key {unknown[0]!r}; known are base, linear, embedding, overrides, thresholds"
+        )
+    base = RECIPES.get(content.get("base", "int4"))
+    if base is None:
+        raise InputError(f"recipe {name}: no built-in recipe {content['base']!r}; there are {', '.join(RECIPES)}")
+    overrides, thresholds = content.get("overrides", {}), content.get("thresholds", {})
+    if not isinstance(overrides, Mapping) or not isinstance(thresholds, Mapping):
+        raise InputError(f"recipe {name}: overrides and thresholds must be tables")
+    for key, value in thresholds.items():
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= 0:
+            raise InputError(f"recipe {name}: threshold {key} must be a number of at least 0, it is {value!r}")
+    return Recipe(
+        name=name,
+        linear=_parse_format(content["linear"], name) if "linear" in content else base.linear,
+        embedding=_parse_format(content["embedding"], name) if "embedding" in content else base.embedding,
+        overrides={pattern: _parse_format(given, name) for pattern, given in overrides.items()},
+        thresholds={key: float(value) for key, value in thresholds.items()},
+    )
+
+
+def _parse_format(given: Any, recipe: str) -> Format:
+    if not isinstance(given, Mapping) or set(given) - {"kind", "group"}:
+        raise InputError(f'recipe {recipe}: a format is written {{ kind = "int4", group = 32 }}, not {given!r}')
+    kind, group = given.get("kind"), given.get("group")
+    if kind not in ("int4", "int8", "fp16", "fp32"):
+        raise InputError(f"recipe {recipe}: kind must be int4, int8, fp16 or fp32, it is {kind!r}")
+    if group is not None and (kind != "int4" or group not in (32, 64, 128)):
+        raise InputError(
+            f"recipe {recipe}: only int4 has groups, of 32, 64 or 128 columns; this is {kind} with {group!r}"
+        )
+    if kind == "int4" and group is None:
+        raise InputError(f"recipe {recipe}: int4 needs a group of 32, 64 or 128")
+    return Format(kind, group)
