@@ -137,7 +137,7 @@ class CanonicalFile:
         if self.metadata.get("pocketlm_schema") != SCHEMA:
             raise InputError(f"{path}: not canonical weights of schema {SCHEMA}; quantise the model again")
         self._bits: dict[str, int] = json.loads(self.metadata["bits"])
-        stored = (key.rpartition(":")[0] or key for key in self._file.keys() if not key.endswith(":scales"))
+        stored = (key.rpartition(":")[0] or key for key in tuple(self._file.keys()) if not key.endswith(":scales"))
         self._names = dict.fromkeys(stored)
 
     def __contains__(self, name: object) -> bool:

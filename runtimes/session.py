@@ -1,0 +1,55 @@
+"""What every runtime offers: one small interface over ONNX Runtime, ExecuTorch and Core ML."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Session(Protocol):
+    """A loaded artifact with its KV cache: one conversation of one user."""
+
+    @property
+    def context(self) -> int:
+        """Tokens that the cache holds."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of the logits."""
+        ...
+
+    @property
+    def position(self) -> int:
+        """Tokens in the cache now."""
+        ...
+
+    def run(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Append tokens to the conversation; the logits behind the last one, float32 (vocab_size,).
+
+        The array may be overwritten by the next call. Raises InputError when the cache would overflow, when there is
+        no token, or a token lies outside the vocabulary.
+        """
+        ...
+
+    def reset(self) -> None:
+        """Forget the conversation."""
+        ...
+
+
+def check_tokens(session: Session, tokens: Sequence[int]) -> None:
+    """Raise InputError unless ``session`` can take these tokens now."""
+    from ..errors import InputError
+
+    if not tokens:
+        raise InputError("there are no tokens to run; the prompt is empty")
+    if session.position + len(tokens) > session.context:
+        raise InputError(
+            f"{session.position + len(tokens)} tokens do not fit the context of {session.context}; "
+            "shorten the conversation or export with a larger --context"
+        )
+    if not 0 <= min(tokens) <= max(tokens) < session.vocab_size:
+        raise InputError(f"a token id lies outside the vocabulary of {session.vocab_size}")
