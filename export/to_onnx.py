@@ -1,0 +1,280 @@
+"""The ONNX target: the decoder written directly as a graph of ONNX Runtime's fused operators. No torch, no tracing.
+
+The graph follows the conventions of onnxruntime-genai (names of inputs and outputs, attention mask, shared cache
+buffer), so that the folder loads there unchanged. Operators of the domain com.microsoft are specified in ONNX
+Runtime's docs/ContribOperators.md.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from ..errors import InputError
+from ..quantize.store import Dense, Weights, bias_of, pack_int4
+from ..quantize.tensor import QuantizedTensor
+from .config import Attention, ModelConfig, rotary_tables
+from .decoder import decoder
+from .onnx_file import MICROSOFT, OnnxFile, value_info
+
+# MatMulNBits computes 4: int8 activations, scaled per block of weights; 0: fp32 activations.
+SHIPPED_ACCURACY = 4
+_LARGEST_BLOCK = 128
+
+
+def write_onnx(folder: Path, config: ModelConfig, weights: Weights, context: int) -> None:
+    """Write ``folder``/model.onnx and model.onnx.data for up to ``context`` tokens.
+
+    Quantised weights keep their codes and scales bit for bit. Raises InputError for a shape that ONNX Runtime's
+    operators cannot take.
+    """
+    file = OnnxFile(folder)
+    try:
+        ops = OnnxOps(file, weights, config, context)
+        file.node("Identity", [decoder(ops, config, "input_ids")], ["logits"])
+        ops.save()
+    finally:
+        file.close()
+
+
+def initializer_prefix(names: tuple[str, ...]) -> str:
+    """Name of a fused linear: what the weights' names share, then each one's own part joined by +."""
+    parent, _, _ = names[0].removesuffix(".weight").rpartition(".")
+    leaves = [name.removesuffix(".weight").rpartition(".")[2] for name in names]
+    return f"{parent}.{'+'.join(leaves)}" if parent else leaves[0]
+
+
+def block_of(weight: QuantizedTensor) -> int:
+    """Columns per block in MatMulNBits: the group, or the largest power of two that divides a whole row.
+
+    ONNX Runtime wants a power of two of at least 16; a row's one scale is then repeated for each of its blocks.
+    """
+    columns = weight.shape[1]
+    if weight.group != columns or columns in (16, 32, 64, 128):
+        return weight.group
+    return min(columns & -columns, _LARGEST_BLOCK)
+
+
+class OnnxOps:
+    """Writes nodes; a value is the name of a tensor in the graph."""
+
+    def __init__(self, file: OnnxFile, weights: Weights, config: ModelConfig, context: int) -> None:
+        self._file = file
+        self._weights = weights
+        self._config = config
+        self._context = context
+        self._tables: dict[str, str] = {}  # embedding table -> prefix of its initializers, for a tied head
+        self._write_mask_arithmetic()
+        attention = config.attention
+        for name, table in zip(
+            ("rotary.cosines", "rotary.sines"), rotary_tables(attention.rope, attention.head_dim, context), strict=True
+        ):
+            file.tensor(name, table.shape, [table])
+
+    def _write_mask_arithmetic(self) -> None:
+        """From attention_mask (1, tokens so far): what GroupQueryAttention wants to know about lengths."""
+        file = self._file
+        file.small("axis_1", np.array([1], np.int64))
+        file.small("one", np.array(1, np.int64))
+        file.small("last_index", np.array([-1], np.int64))
+        file.node("ReduceSum", ["attention_mask", "axis_1"], ["mask.sum"], keepdims=1)
+        file.node("Sub", ["mask.sum", "one"], ["mask.last"])
+        file.node("Cast", ["mask.last"], ["seqlens_k"], to=TensorProto.INT32)
+        file.node("Shape", ["attention_mask"], ["mask.shape"])
+        file.node("Gather", ["mask.shape", "one"], ["mask.length"], axis=0)
+        file.node("Cast", ["mask.length"], ["total_sequence_length"], to=TensorProto.INT32)
+
+    def embed(self, tokens: str, name: str) -> str:
+        """See Ops."""
+        table = self._weights[name]
+        out = name.removesuffix(".weight")
+        if isinstance(table, QuantizedTensor):
+            return self._embed_quantized(tokens, name, table, out)
+        self._tables[name] = self._file.tensor(name, table.shape, [table])
+        self._file.node("Gather", [name, tokens], [out], axis=0)
+        return out if table.dtype == np.float32 else self._to_float(out)
+
+    def _embed_quantized(self, tokens: str, name: str, table: QuantizedTensor, out: str) -> str:
+        """The table is laid out for the head's MatMulNBits; the gather sees the same bytes as a matrix."""
+        block = block_of(table)
+        if block < 16:
+            raise InputError(f"{name}: ONNX Runtime needs a hidden size that 16 divides, it is {table.shape[1]}")
+        prefix = self._write_codes((name,), [table])
+        rows, columns = table.shape
+        codes = self._file.alias(f"{prefix}.rows", f"{prefix}.codes", (rows, columns * table.bits // 8))
+        self._tables[name] = prefix
+        return self._file.node(
+            "GatherBlockQuantized",
+            [codes, tokens, f"{prefix}.scales"],
+            [out],
+            MICROSOFT,
+            bits=table.bits,
+            block_size=block,
+            gather_axis=0,
+            quantize_axis=1,
+        )
+
+    def linear(self, x: str, names: tuple[str, ...]) -> str:
+        """See Ops. Weights of the same format become one operator."""
+        tensors = [self._weights[name] for name in names]
+        if len({_format(tensor) for tensor in tensors}) > 1:
+            parts = [self.linear(x, (name,)) for name in names]
+            return self._file.node("Concat", parts, [f"{initializer_prefix(names)}.output"], axis=-1)
+        quantized = [tensor for tensor in tensors if isinstance(tensor, QuantizedTensor)]
+        if quantized:
+            return self._linear_quantized(x, names, quantized)
+        return self._linear_dense(x, names, [tensor for tensor in tensors if not isinstance(tensor, QuantizedTensor)])
+
+    def _linear_quantized(self, x: str, names: tuple[str, ...], tensors: list[QuantizedTensor]) -> str:
+        block = block_of(tensors[0])
+        prefix = self._tables.get(names[0]) or self._write_codes(names, tensors)
+        bias = self._write_bias(names, [tensor.shape[0] for tensor in tensors])
+        inputs = [x, f"{prefix}.codes", f"{prefix}.scales"] + (["", "", bias] if bias else [])
+        return self._file.node(
+            "MatMulNBits",
+            inputs,
+            [f"{initializer_prefix(names)}.output"],
+            MICROSOFT,
+            K=tensors[0].shape[1],
+            N=sum(tensor.shape[0] for tensor in tensors),
+            bits=tensors[0].bits,
+            block_size=block,
+            accuracy_level=SHIPPED_ACCURACY,
+        )
+
+    def _write_codes(self, names: tuple[str, ...], tensors: list[QuantizedTensor]) -> str:
+        """Codes and scales in MatMulNBits' layout, the rows of several weights below each other."""
+        prefix = initializer_prefix(names)
+        rows, columns = sum(tensor.shape[0] for tensor in tensors), tensors[0].shape[1]
+        block = block_of(tensors[0])
+        blocks = -(-columns // block)
+        width = block * tensors[0].bits // 8
+        self._file.tensor(f"{prefix}.codes", (rows, blocks, width), (packed_codes(t, block) for t in tensors))
+        self._file.tensor(f"{prefix}.scales", (rows, blocks), (_block_scales(t, blocks) for t in tensors))
+        return prefix
+
+    def _linear_dense(self, x: str, names: tuple[str, ...], tensors: list[Dense]) -> str:
+        """fp32, or fp16 that is widened when the model is loaded: ONNX Runtime's CPU kernels compute in fp32."""
+        prefix = initializer_prefix(names)
+        shape = (sum(tensor.shape[0] for tensor in tensors), tensors[0].shape[1])
+        weight = self._tables.get(names[0]) or self._file.tensor(f"{prefix}.weight", shape, tensors)
+        if tensors[0].dtype != np.float32:
+            weight = self._to_float(weight)
+        out = self._file.node(
+            "FusedMatMul", [x, weight], [f"{prefix}.output"], MICROSOFT, transA=0, transB=1, alpha=1.0
+        )
+        bias = self._write_bias(names, [tensor.shape[0] for tensor in tensors])
+        return self._file.node("Add", [out, bias], [f"{prefix}.biased"]) if bias else out
+
+    def _to_float(self, value: str) -> str:
+        return self._file.node("Cast", [value], [f"{value}.fp32"], to=TensorProto.FLOAT)
+
+    def _write_bias(self, names: tuple[str, ...], rows: list[int]) -> str | None:
+        """The biases of fused weights below each other, zeros where one has none; None if none has."""
+        biases = [bias_of(self._weights, name) for name in names]
+        if all(bias is None for bias in biases):
+            return None
+        parts = [
+            np.zeros(count, np.float32) if bias is None else bias.astype(np.float32)
+            for bias, count in zip(biases, rows, strict=True)
+        ]
+        return self._file.tensor(f"{initializer_prefix(names)}.bias", (sum(rows),), parts)
+
+    def _norm_weight(self, name: str) -> str:
+        weight = self._weights[name]
+        assert not isinstance(weight, QuantizedTensor), f"{name} is never quantised"
+        return self._file.tensor(name, weight.shape, [weight.astype(np.float32)])
+
+    def rms_norm(self, x: str, name: str, epsilon: float) -> str:
+        """See Ops."""
+        return self._file.node(
+            "SimplifiedLayerNormalization",
+            [x, self._norm_weight(name)],
+            [name.removesuffix(".weight")],
+            axis=-1,
+            epsilon=epsilon,
+            stash_type=1,
+        )
+
+    def add_norm(self, x: str, residual: str, name: str, epsilon: float) -> tuple[str, str]:
+        """See Ops."""
+        normed = name.removesuffix(".weight")
+        outputs = [normed, "", "", f"{normed}.residual"]
+        self._file.node(
+            "SkipSimplifiedLayerNormalization",
+            [residual, x, self._norm_weight(name)],
+            outputs,
+            MICROSOFT,
+            epsilon=epsilon,
+        )
+        return normed, outputs[3]
+
+    def attention(self, qkv: str, layer: int, attention: Attention) -> str:
+        """See Ops. The cache is an input and an output of the graph; a caller binds both to one buffer."""
+        out = f"model.layers.{layer}.self_attn"
+        past, present = f"past_key_values.{layer}", f"present.{layer}"
+        return self._file.node(
+            "GroupQueryAttention",
+            [qkv, "", "", f"{past}.key", f"{past}.value", "seqlens_k", "total_sequence_length"]
+            + ["rotary.cosines", "rotary.sines"],
+            [out, f"{present}.key", f"{present}.value"],
+            MICROSOFT,
+            num_heads=attention.heads,
+            kv_num_heads=attention.kv_heads,
+            scale=attention.scale,
+            do_rotary=1,
+            rotary_interleaved=0,
+            local_window_size=-1 if attention.window is None else attention.window,
+            softcap=attention.softcap or 0.0,
+        )
+
+    def gated(self, gate_up: str, activation: str) -> str:
+        """See Ops. QuickGelu with alpha 1 is x * sigmoid(x), that is SiLU."""
+        assert activation == "silu", activation
+        prefix = gate_up.removesuffix(".output").removesuffix(".biased")
+        gate, up = f"{prefix}.gate", f"{prefix}.up"
+        self._file.node("Split", [gate_up], [gate, up], axis=-1, num_outputs=2)
+        activated = self._file.node("QuickGelu", [gate], [f"{prefix}.activated"], MICROSOFT, alpha=1.0)
+        return self._file.node("Mul", [activated, up], [f"{prefix}.gated"])
+
+    def last_token(self, x: str) -> str:
+        """See Ops. Verification takes these nodes out again to see the logits of every token."""
+        return self._file.node("Gather", [x, "last_index"], [f"{x}.last_token"], axis=1)
+
+    def save(self) -> None:
+        """Write the graph with its inputs and outputs."""
+        config, attention = self._config, self._config.attention
+        inputs = [
+            value_info("input_ids", TensorProto.INT64, [1, "tokens"]),
+            value_info("attention_mask", TensorProto.INT64, [1, "tokens_so_far"]),
+        ]
+        outputs = [value_info("logits", TensorProto.FLOAT, [1, 1, config.vocab_size])]
+        for layer in range(config.num_hidden_layers):
+            for part in ("key", "value"):
+                shape = [1, attention.kv_heads, "cache", attention.head_dim]
+                inputs.append(value_info(f"past_key_values.{layer}.{part}", TensorProto.FLOAT, shape))
+                outputs.append(value_info(f"present.{layer}.{part}", TensorProto.FLOAT, shape))
+        self._file.save(inputs, outputs, {"context": str(self._context)})
+
+
+def _format(tensor: QuantizedTensor | Dense) -> tuple[object, ...]:
+    """Weights with equal values of this can be one operator."""
+    return (tensor.bits, tensor.group) if isinstance(tensor, QuantizedTensor) else (tensor.dtype,)
+
+
+def packed_codes(tensor: QuantizedTensor, block: int) -> NDArray[np.uint8]:
+    """Unsigned codes as MatMulNBits has them: (out, in * bits / 8), code + 8 (even column low) or code + 128."""
+    if tensor.bits == 4:
+        return pack_int4(tensor.codes)
+    shifted = tensor.codes.view(np.uint8) ^ np.uint8(128)
+    padding = -shifted.shape[1] % block
+    return np.pad(shifted, ((0, 0), (0, padding)), constant_values=128) if padding else shifted
+
+
+def _block_scales(tensor: QuantizedTensor, blocks: int) -> NDArray[np.float32]:
+    """Scales (out, blocks): the groups' own, or a row's one scale for each of its blocks."""
+    scales = tensor.scales
+    return scales if scales.shape[1] == blocks else np.repeat(scales, blocks, axis=1)
