@@ -23,6 +23,7 @@ from .onnx_file import MICROSOFT, OnnxFile, value_info
 # MatMulNBits computes 4: int8 activations, scaled per block of weights; 0: fp32 activations.
 SHIPPED_ACCURACY = 4
 _LARGEST_BLOCK = 128
+_GRAPH_WIDE = ("seqlens_k", "total_sequence_length", "rotary.cosines", "rotary.sines")  # inputs of every attention
 
 
 def write_onnx(folder: Path, config: ModelConfig, weights: Weights, context: int) -> None:
@@ -218,8 +219,7 @@ class OnnxOps:
         past, present = f"past_key_values.{layer}", f"present.{layer}"
         return self._file.node(
             "GroupQueryAttention",
-            [qkv, "", "", f"{past}.key", f"{past}.value", "seqlens_k", "total_sequence_length"]
-            + ["rotary.cosines", "rotary.sines"],
+            [qkv, "", "", f"{past}.key", f"{past}.value", *_GRAPH_WIDE],
             [out, f"{present}.key", f"{present}.value"],
             MICROSOFT,
             num_heads=attention.heads,

@@ -1,0 +1,207 @@
+"""The bundle: a folder with a manifest that names every file and its hash, and that appears whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..quantize.store import CanonicalTensor
+from ..quantize.tensor import QuantizedTensor
+
+MANIFEST_FILE = "pocketlm.json"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of a bundle: size in bytes and sha256 in hexadecimal."""
+
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of pocketlm.json.
+
+    pocketlm        version that wrote the bundle
+    name            what the user called the model
+    source          files the weights came from: name -> size and hash
+    config          the model's config.json
+    recipe          formats of the weights
+    context         tokens that every artifact's cache holds
+    stop_tokens     ids that end an answer
+    licence         SPDX identifier or name, if the source states one
+    weights         name -> fingerprints of the canonical tensor (see ``fingerprint``)
+    quantization    name -> relative error that quantising the tensor made
+    files           path in the bundle -> size and hash
+    certificate     what ``verify`` found
+    """
+
+    pocketlm: str
+    name: str
+    source: Mapping[str, FileEntry]
+    config: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    context: int
+    stop_tokens: tuple[int, ...]
+    licence: str | None
+    weights: Mapping[str, Mapping[str, str]]
+    quantization: Mapping[str, float]
+    files: Mapping[str, FileEntry] = field(default_factory=dict)
+    certificate: Mapping[str, Any] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Names of the artifacts in the bundle."""
+        return tuple(
+            name for name in ("onnx", "executorch", "coreml") if any(f.startswith(f"{name}/") for f in self.files)
+        )
+
+
+def fingerprint(tensor: CanonicalTensor) -> dict[str, str]:
+    """What identifies a canonical tensor: format and shape in words, sha256 of its codes and of its scales."""
+    if isinstance(tensor, QuantizedTensor):
+        rows, columns = tensor.shape
+        return {
+            "format": f"int{tensor.bits} g{tensor.group} {rows}x{columns}",
+            "codes": _sha256(tensor.codes),
+            "scales": _sha256(tensor.scales),
+        }
+    return {"format": f"{tensor.dtype.name} {'x'.join(map(str, tensor.shape))}", "values": _sha256(tensor)}
+
+
+def _sha256(array: Any) -> str:
+    import numpy as np
+
+    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
+
+
+def hash_file(path: Path) -> FileEntry:
+    """Size and sha256 of a file."""
+    try:
+        with path.open("rb") as file:
+            return FileEntry(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def hash_folder(folder: Path) -> dict[str, FileEntry]:
+    """All files below a folder but the manifest, by path relative to it with forward slashes."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST_FILE)
+    return {path.relative_to(folder).as_posix(): hash_file(path) for path in paths}
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write pocketlm.json, replacing an older one in one step."""
+    partial = folder / (MANIFEST_FILE + ".partial")
+    partial.write_text(json.dumps(asdict(manifest), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(folder / MANIFEST_FILE)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read a bundle's manifest.
+
+    Raises InputError if there is none, it is damaged, or a newer pocketlm wrote it.
+    """
+    path = folder / MANIFEST_FILE
+    if not path.is_file():
+        raise InputError(f"{folder}: not a bundle, it has no {MANIFEST_FILE}; make one with: pocketlm export")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version = content["schema_version"]
+        if not isinstance(version, int) or version > SCHEMA_VERSION:
+            raise InputError(
+                f"{path}: schema version {version}, this pocketlm reads up to {SCHEMA_VERSION}; upgrade pocketlm"
+            )
+        for key in ("source", "files"):
+            content[key] = {_safe(folder, name): FileEntry(**entry) for name, entry in content[key].items()}
+        manifest = Manifest(**content | {"stop_tokens": tuple(content["stop_tokens"])})
+        _check_types(manifest)
+        return manifest
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: damaged ({type(error).__name__}: {error}); export the model again") from error
+
+
+def _check_types(manifest: Manifest) -> None:
+    for key in ("config", "recipe", "weights", "quantization", "certificate"):
+        if not isinstance(getattr(manifest, key), dict):
+            raise TypeError(f"{key} is not an object")
+    if not isinstance(manifest.context, int) or not all(isinstance(token, int) for token in manifest.stop_tokens):
+        raise TypeError("context and stop_tokens must be whole numbers")
+
+
+def _safe(folder: Path, name: str) -> str:
+    """Refuse a path that leaves the bundle."""
+    if Path(name).is_absolute() or ".." in Path(name).parts or "\\" in name:
+        raise InputError(f"{folder / MANIFEST_FILE}: file name {name!r} leaves the bundle")
+    return name
+
+
+def changed_files(folder: Path, manifest: Manifest) -> list[str]:
+    """Files that are missing or whose bytes are not the manifest's."""
+
+    def differs(name: str, entry: FileEntry) -> bool:
+        path = folder / name
+        return not path.is_file() or path.stat().st_size != entry.size_bytes or hash_file(path) != entry
+
+    return [name for name, entry in manifest.files.items() if differs(name, entry)]
+
+
+@contextmanager
+def staging(final: Path, overwrite: bool) -> Iterator[Path]:
+    """A temporary sibling of ``final`` to write into; it is renamed at the end, and removed if anything fails.
+
+    Raises InputError if ``final`` exists and may not be replaced, or the disk refuses.
+    """
+    if final.exists() and not overwrite:
+        raise InputError(f"{final} exists; give --overwrite to replace it, or another folder with -o")
+    if final.exists() and not (final / MANIFEST_FILE).is_file() and (not final.is_dir() or any(final.iterdir())):
+        raise InputError(f"{final} exists and is not a bundle; it will not be replaced, name another folder with -o")
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".partial", dir=final.parent))
+    except OSError as error:
+        raise InputError(f"{final}: cannot be written ({error.strerror})") from error
+    try:
+        yield folder
+        _put_in_place(folder, final)
+    except OSError as error:
+        raise InputError(f"{final}: cannot be written ({error.strerror}); nothing was left there") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _put_in_place(folder: Path, final: Path) -> None:
+    """Rename the finished folder; an older bundle stays until the new one is in its place."""
+    folder.chmod(0o777 & ~_umask())
+    if not final.exists():
+        folder.rename(final)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".old", dir=final.parent))
+    final.rename(old / final.name)
+    try:
+        folder.rename(final)
+    except OSError:
+        (old / final.name).rename(final)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
