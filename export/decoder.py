@@ -48,3 +48,13 @@ def norm_name(config: ModelConfig, layer: int) -> str:
 def post_attention_norm_name(layer: int) -> str:
     """The norm in front of a layer's MLP."""
     return f"model.layers.{layer}.post_attention_layernorm.weight"
+
+
+def fused_name(names: tuple[str, ...]) -> str:
+    """One name for weights that share an input: what their names have in common, then each one's own part.
+
+    ``model.layers.0.mlp.gate_proj.weight`` and ``...up_proj.weight`` make ``model.layers.0.mlp.gate_proj+up_proj``.
+    """
+    parent, _, _ = names[0].removesuffix(".weight").rpartition(".")
+    leaves = [name.removesuffix(".weight").rpartition(".")[2] for name in names]
+    return f"{parent}.{'+'.join(leaves)}" if parent else leaves[0]

@@ -17,7 +17,7 @@ from ..errors import InputError
 from ..quantize.store import Dense, Weights, bias_of, pack_int4
 from ..quantize.tensor import QuantizedTensor
 from .config import Attention, ModelConfig, rotary_tables
-from .decoder import decoder
+from .decoder import decoder, fused_name
 from .onnx_file import MICROSOFT, OnnxFile, value_info
 
 # MatMulNBits computes 4: int8 activations, scaled per block of weights; 0: fp32 activations.
@@ -39,13 +39,6 @@ def write_onnx(folder: Path, config: ModelConfig, weights: Weights, context: int
         ops.save()
     finally:
         file.close()
-
-
-def initializer_prefix(names: tuple[str, ...]) -> str:
-    """Name of a fused linear: what the weights' names share, then each one's own part joined by +."""
-    parent, _, _ = names[0].removesuffix(".weight").rpartition(".")
-    leaves = [name.removesuffix(".weight").rpartition(".")[2] for name in names]
-    return f"{parent}.{'+'.join(leaves)}" if parent else leaves[0]
 
 
 def block_of(weight: QuantizedTensor) -> int:
@@ -123,7 +116,7 @@ class OnnxOps:
         tensors = [self._weights[name] for name in names]
         if len({_format(tensor) for tensor in tensors}) > 1:
             parts = [self.linear(x, (name,)) for name in names]
-            return self._file.node("Concat", parts, [f"{initializer_prefix(names)}.output"], axis=-1)
+            return self._file.node("Concat", parts, [f"{fused_name(names)}.output"], axis=-1)
         quantized = [tensor for tensor in tensors if isinstance(tensor, QuantizedTensor)]
         if quantized:
             return self._linear_quantized(x, names, quantized)
@@ -137,7 +130,7 @@ class OnnxOps:
         return self._file.node(
             "MatMulNBits",
             inputs,
-            [f"{initializer_prefix(names)}.output"],
+            [f"{fused_name(names)}.output"],
             MICROSOFT,
             K=tensors[0].shape[1],
             N=sum(tensor.shape[0] for tensor in tensors),
@@ -148,7 +141,7 @@ class OnnxOps:
 
     def _write_codes(self, names: tuple[str, ...], tensors: list[QuantizedTensor]) -> str:
         """Codes and scales in MatMulNBits' layout, the rows of several weights below each other."""
-        prefix = initializer_prefix(names)
+        prefix = fused_name(names)
         rows, columns = sum(tensor.shape[0] for tensor in tensors), tensors[0].shape[1]
         block = block_of(tensors[0])
         blocks = -(-columns // block)
@@ -159,7 +152,7 @@ class OnnxOps:
 
     def _linear_dense(self, x: str, names: tuple[str, ...], tensors: list[Dense]) -> str:
         """fp32, or fp16 that is widened when the model is loaded: ONNX Runtime's CPU kernels compute in fp32."""
-        prefix = initializer_prefix(names)
+        prefix = fused_name(names)
         shape = (sum(tensor.shape[0] for tensor in tensors), tensors[0].shape[1])
         weight = self._tables.get(names[0]) or self._file.tensor(f"{prefix}.weight", shape, tensors)
         if tensors[0].dtype != np.float32:
@@ -182,7 +175,7 @@ class OnnxOps:
             np.zeros(count, np.float32) if bias is None else bias.astype(np.float32)
             for bias, count in zip(biases, rows, strict=True)
         ]
-        return self._file.tensor(f"{initializer_prefix(names)}.bias", (sum(rows),), parts)
+        return self._file.tensor(f"{fused_name(names)}.bias", (sum(rows),), parts)
 
     def _norm_weight(self, name: str) -> str:
         weight = self._weights[name]

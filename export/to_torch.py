@@ -22,7 +22,8 @@ class TorchOps:
 
     context      length of the rotary tables, tokens
     activations  the target's activation arithmetic, applied to the input of every quantised linear; None is exact
-    embedding_noise  relative noise on the embedding's output (same shape), to measure how chaotic a model is
+    embedding_noise  changes the embedding's output (same shape), to measure how chaotic a model is
+    first        give logits from this token on
     """
 
     def __init__(
@@ -32,8 +33,10 @@ class TorchOps:
         context: int,
         activations: ActivationArithmetic | None = None,
         embedding_noise: Callable[[Tensor], Tensor] | None = None,
+        first: int = 0,
     ) -> None:
         self._weights = weights
+        self._first = first
         self._activations = activations
         self._noise = embedding_noise
         attention = config.attention
@@ -53,7 +56,7 @@ class TorchOps:
             table = QuantizedTensor(table.codes[rows], table.scales[rows], table.bits).dequantize()
         else:
             table = table[used.numpy()]
-        x = torch.from_numpy(np.asarray(table, np.float32))[places]  # (batch, tokens, hidden)
+        x = _tensor(table)[places]  # (batch, tokens, hidden)
         return x if self._noise is None else self._noise(x)
 
     def linear(self, x: Tensor, names: tuple[str, ...]) -> Tensor:
@@ -113,8 +116,8 @@ class TorchOps:
         return torch.nn.functional.silu(gate) * up
 
     def last_token(self, x: Tensor) -> Tensor:
-        """The reference gives the logits of every token."""
-        return x
+        """Every token from ``first`` on."""
+        return x[:, self._first :]
 
     def _dense(self, name: str) -> np.ndarray:
         tensor = self._weights[name]
@@ -122,8 +125,16 @@ class TorchOps:
         return tensor
 
 
+def relative_noise(size: float, seed: int) -> Callable[[Tensor], Tensor]:
+    """Multiplies each value by 1 + size * a normal deviate; equal seeds give equal noise."""
+    generator = torch.Generator().manual_seed(seed)
+    return lambda x: x * (1 + size * torch.randn(x.shape, generator=generator))
+
+
 def _tensor(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.asarray(array, np.float32))
+    """As fp32; what is memory-mapped is copied, because torch has no tensors that must not be written."""
+    floats = np.asarray(array, np.float32)
+    return torch.from_numpy(floats if floats.flags.writeable else floats.copy())
 
 
 def _visible(tokens: int, total: int, window: int | None) -> Tensor:
@@ -141,8 +152,9 @@ def reference_logits(
     tokens: np.ndarray,
     activations: ActivationArithmetic | None = None,
     embedding_noise: Callable[[Tensor], Tensor] | None = None,
+    first: int = 0,
 ) -> np.ndarray:
-    """Logits of every position for token ids int64 (batch, tokens): float32 (batch, tokens, vocab_size)."""
-    ops = TorchOps(weights, config, tokens.shape[1], activations, embedding_noise)
+    """Logits for token ids int64 (batch, tokens), from token ``first`` on: float32 (batch, tokens - first, vocab)."""
+    ops = TorchOps(weights, config, tokens.shape[1], activations, embedding_noise, first)
     logits: np.ndarray = decoder(ops, config, torch.from_numpy(tokens)).numpy()
     return logits

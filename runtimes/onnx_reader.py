@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..export.config import EMBEDDING, ModelConfig
+from ..export.decoder import fused_name
 from ..export.inventory import take_inventory
 from ..export.shapes import tensor_shapes
-from ..export.to_onnx import initializer_prefix
 from ..quantize.store import CanonicalTensor, unpack_int4
 from ..quantize.tensor import QuantizedTensor
 from .onnx_session import MODEL_FILE
@@ -40,7 +40,7 @@ class OnnxWeights:
         inventory = take_inventory(config)
         places: dict[str, tuple[Any, int, int, str]] = {}
         for names in inventory.linears:
-            fused = self._nodes.get(f"{initializer_prefix(names)}.output")
+            fused = self._nodes.get(f"{fused_name(names)}.output")
             if fused is not None and fused.op_type == "Concat":  # the parts have different formats
                 groups: list[tuple[str, ...]] = [(name,) for name in names]
             else:
@@ -52,12 +52,12 @@ class OnnxWeights:
                 places[name] = (self._node(name.removesuffix(".weight")), 0, self._shapes[name][0], "norm")
         places[EMBEDDING] = (self._node(EMBEDDING.removesuffix(".weight")), 0, config.vocab_size, "table")
         if config.tie_word_embeddings:
-            head = self._node(f"{initializer_prefix((EMBEDDING,))}.output")
+            head = self._node(f"{fused_name((EMBEDDING,))}.output")
             places["lm_head.weight"] = (head, 0, config.vocab_size, "linear")
         return places
 
     def _linear_places(self, names: tuple[str, ...]) -> dict[str, tuple[Any, int, int, str]]:
-        node = self._node(f"{initializer_prefix(names)}.output")
+        node = self._node(f"{fused_name(names)}.output")
         places, start = {}, 0
         for name in names:
             stop = start + self._shapes.get(name, (0,))[0]

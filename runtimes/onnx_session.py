@@ -111,6 +111,18 @@ class OnnxSession:
         logits: NDArray[np.float32] = output.numpy()[0]
         return logits
 
+    def run_named(self, tokens: Sequence[int], names: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        """Append tokens; the named outputs of the graph, each (tokens, width)."""
+        check_tokens(self, tokens)
+        total = self._position + len(tokens)
+        binding = self._bind(self._runtime.OrtValue.ortvalue_from_numpy(np.array([tokens], np.int64)))
+        for name in names:
+            binding.bind_output(name, "cpu")
+        binding.bind_cpu_input("attention_mask", self._mask[:, :total])
+        self._session.run_with_iobinding(binding)
+        self._position = total
+        return {name: value.numpy()[0] for name, value in zip(names, binding.get_outputs()[-len(names) :], strict=True)}
+
 
 def _load(runtime: Any, folder: Path, threads: int, model: bytes | None) -> onnxruntime.InferenceSession:
     options = runtime.SessionOptions()

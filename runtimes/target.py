@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from ..quantize.store import Weights
 from .session import Session
 
 if TYPE_CHECKING:
-    from ..export.to_torch import ActivationArithmetic
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,22 @@ class ReadBack:
     constants: Mapping[str, float]
 
 
+class Emulation(Protocol):
+    """The fp32 reference with a target's activation arithmetic put in: what correct kernels would compute."""
+
+    def __call__(
+        self,
+        weights: Weights,
+        config: ModelConfig,
+        tokens: NDArray[np.int64],
+        *,
+        embedding_noise: Callable[[Tensor], Tensor] | None = None,
+        first: int = 0,
+    ) -> NDArray[np.float32]:
+        """As ``export.to_torch.reference_logits``: float32 (batch, tokens - first, vocab_size)."""
+        ...
+
+
 @dataclass(frozen=True)
 class Target:
     """One format of artifact. ``folder`` is the target's own folder in the bundle.
@@ -39,9 +55,10 @@ class Target:
     open_session  (folder, threads): the artifact as shipped
     exact_logits  (folder, config, token ids int64 (batch, tokens)) -> float32 (batch, tokens, vocab): the finished
                   artifact evaluated with fp32 activations, through its cache; None where the runtime has no such mode
-    activations   the arithmetic the shipped kernels put on the inputs of quantised linears, for the reference to
-                  emulate; None where they compute in floating point
-    evaluated_by  what ran, with its version
+    emulate       the reference with the shipped kernels' activation arithmetic; None where they compute in fp32
+    evaluated_by  what runs it, with its version
+    locate        (folder, config, canonical weights, token ids) -> one line that names the first operation that deviates
+    notes         what a reader of the certificate must know
     """
 
     name: str
@@ -49,5 +66,7 @@ class Target:
     read_back: Callable[[Path, ModelConfig], ReadBack]
     open_session: Callable[[Path, int], Session]
     exact_logits: Callable[[Path, ModelConfig, NDArray[np.int64]], NDArray[np.float32]] | None
-    activations: ActivationArithmetic | None
-    evaluated_by: str
+    emulate: Emulation | None
+    evaluated_by: Callable[[], str]
+    locate: Callable[[Path, ModelConfig, Weights, NDArray[np.int64]], str] | None = None
+    notes: tuple[str, ...] = ()

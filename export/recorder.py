@@ -1,0 +1,55 @@
+"""Listening to a decoder while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic
+
+from .config import Attention
+from .decoder import fused_name
+from .ops import Ops, T
+
+
+class Recorder(Generic[T]):
+    """An Ops that hands every call on to another one and tells ``hear`` what came out, by name.
+
+    The names are those that OnnxOps gives its tensors: ``fused_name(...) + ".output"`` behind a linear,
+    ``model.layers.0.self_attn`` behind the attention, a norm's own name behind a norm.
+    """
+
+    def __init__(self, ops: Ops[T], hear: Callable[[str, T], None]) -> None:
+        self._ops = ops
+        self._hear = hear
+
+    def _heard(self, name: str, value: T) -> T:
+        self._hear(name, value)
+        return value
+
+    def embed(self, tokens: T, name: str) -> T:
+        """See Ops."""
+        return self._heard(name.removesuffix(".weight"), self._ops.embed(tokens, name))
+
+    def linear(self, x: T, names: tuple[str, ...]) -> T:
+        """See Ops."""
+        return self._heard(f"{fused_name(names)}.output", self._ops.linear(x, names))
+
+    def rms_norm(self, x: T, name: str, epsilon: float) -> T:
+        """See Ops."""
+        return self._heard(name.removesuffix(".weight"), self._ops.rms_norm(x, name, epsilon))
+
+    def add_norm(self, x: T, residual: T, name: str, epsilon: float) -> tuple[T, T]:
+        """See Ops."""
+        normed, total = self._ops.add_norm(x, residual, name, epsilon)
+        return self._heard(name.removesuffix(".weight"), normed), total
+
+    def attention(self, qkv: T, layer: int, attention: Attention) -> T:
+        """See Ops."""
+        return self._heard(f"model.layers.{layer}.self_attn", self._ops.attention(qkv, layer, attention))
+
+    def gated(self, gate_up: T, activation: str) -> T:
+        """See Ops."""
+        return self._ops.gated(gate_up, activation)
+
+    def last_token(self, x: T) -> T:
+        """See Ops."""
+        return self._ops.last_token(x)

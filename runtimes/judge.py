@@ -1,0 +1,219 @@
+"""Judging one finished artifact: the errors of the certificate, each measured between two neighbours.
+
+source --quantization--> canonical --activation--> emulated --runtime--> shipped
+                         canonical --conversion--> exact
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..export.checkpoint import Checkpoint
+from ..export.config import ModelConfig
+from ..quantize.store import Weights
+from .certificate import Error, TargetCertificate
+from .identity import check_identity
+from .metrics import Deviation, deviation, perplexity_ratio
+from .session import Session
+from .target import Target
+
+Logits = NDArray[np.float32]
+
+NOISE = 1e-6  # relative, on the embedding: about one rounding of float32
+NOISE_SEEDS = (1, 2, 3)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The tokens that artifacts are judged on.
+
+    tokens    int64 (sequences, tokens)
+    prefill   tokens that a session takes at once, as the prompt; the rest one at a time
+    prose     index of the first sequence that is prose of others, not the model's own words: perplexity is over these
+    """
+
+    tokens: NDArray[np.int64]
+    prefill: int
+    prose: int
+
+    @property
+    def first(self) -> int:
+        """The first position whose logits a session gives: that of the last prompt token."""
+        return self.prefill - 1
+
+    @property
+    def positions(self) -> int:
+        """Positions over which the errors are means."""
+        return self.tokens.shape[0] * (self.tokens.shape[1] - self.first)
+
+
+class CheckpointWeights:
+    """A checkpoint as weights in fp32: what the model was before it was quantised."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._names = dict.fromkeys(checkpoint.names())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __getitem__(self, name: str) -> NDArray[np.float32]:
+        return self._checkpoint.read(name)
+
+
+def shipped_logits(session: Session, evaluation: Evaluation) -> Logits:
+    """The artifact as shipped, fed as an app feeds it: the prompt at once, then token by token (teacher-forced)."""
+    count, length = evaluation.tokens.shape
+    logits = np.empty((count, length - evaluation.first, session.vocab_size), np.float32)
+    for row, sequence in zip(logits, evaluation.tokens.tolist(), strict=True):
+        session.reset()
+        row[0] = session.run(sequence[: evaluation.prefill])
+        for index, token in enumerate(sequence[evaluation.prefill :], 1):
+            row[index] = session.run([token])
+    return logits
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A target's certificate, and the logits that a correct runtime of its kind gives (None if it failed early)."""
+
+    certificate: TargetCertificate
+    expected: Logits | None
+
+
+@dataclass(frozen=True)
+class _Errors:
+    """What was measured, and the standard deviation of the canonical logits."""
+
+    quantization: Error | None
+    conversion: Error | None
+    activation: Error
+    runtime: Error
+    total: Error | None
+    logit_spread: float
+
+
+JUDGE_STEPS = 5 + len(NOISE_SEEDS)
+
+
+def judge(
+    target: Target,
+    folder: Path,
+    config: ModelConfig,
+    fingerprints: Mapping[str, Mapping[str, str]],
+    evaluation: Evaluation,
+    source: Logits | None,
+    limits: Mapping[str, float],
+    step: Callable[[], None],
+) -> Judgement:
+    """Read ``folder`` back, run it, and tell its errors apart.
+
+    source  the source model's logits from the evaluation's first position on; None if the source is not at hand
+    limits  as in ``thresholds``
+    step    called ``JUDGE_STEPS`` times, fewer if the file does not hold the canonical weights
+    """
+    started = time.perf_counter()
+    found = target.read_back(folder, config)
+    identity = check_identity(found, fingerprints, config)
+    step()
+    errors, expected, failures = None, None, identity.differences
+    if not failures:
+        errors, expected = _measure(target, folder, config, found.weights, evaluation, source, step)
+        failures = find_failures(errors, limits)
+        if any(line.startswith("conversion") for line in failures) and target.locate is not None:
+            failures += (target.locate(folder, config, found.weights, evaluation.tokens),)
+    certificate = TargetCertificate(
+        weights_identical=not identity.differences,
+        tensors_checked=identity.tensors_checked,
+        constants_checked=identity.constants_checked,
+        positions=0 if errors is None else evaluation.positions,
+        quantization=errors and errors.quantization,
+        conversion=errors and errors.conversion,
+        activation=errors and errors.activation,
+        runtime=errors and errors.runtime,
+        total=errors and errors.total,
+        failures=failures,
+        evaluated_by=target.evaluated_by(),
+        notes=target.notes,
+        size_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+        seconds=round(time.perf_counter() - started, 2),
+    )
+    return Judgement(certificate, expected)
+
+
+def _measure(
+    target: Target,
+    folder: Path,
+    config: ModelConfig,
+    weights: Weights,
+    evaluation: Evaluation,
+    source: Logits | None,
+    step: Callable[[], None],
+) -> tuple[_Errors, Logits]:
+    """Each array of logits is let go of as soon as its last comparison is made."""
+    from ..export.to_torch import reference_logits, relative_noise
+
+    tokens, first = evaluation.tokens, evaluation.first
+    canonical = reference_logits(weights, config, tokens, first=first)
+    step()
+    quantization = None if source is None else _against_source(source, canonical, evaluation)
+    conversion = None
+    if target.exact_logits is not None:
+        conversion = _error(deviation(canonical, target.exact_logits(folder, config, tokens)[:, first:]))
+    step()
+    emulate = target.emulate or reference_logits
+    emulated = canonical if target.emulate is None else emulate(weights, config, tokens, first=first)
+    activation, spread = _error(deviation(canonical, emulated)), float(canonical.std())
+    del canonical
+    step()
+    floors = []
+    for seed in NOISE_SEEDS:
+        noise = relative_noise(NOISE, seed)
+        floors.append(deviation(emulated, emulate(weights, config, tokens, embedding_noise=noise, first=first)).kl)
+        step()
+    shipped = shipped_logits(target.open_session(folder, 2), evaluation)
+    runtime = replace(_error(deviation(emulated, shipped)), noise_floor_kl=median(floors))
+    total = None if source is None else _against_source(source, shipped, evaluation)
+    step()
+    return _Errors(quantization, conversion, activation, runtime, total, spread), emulated
+
+
+def _error(found: Deviation) -> Error:
+    return Error(kl=found.kl, top1=found.top1, max_abs_logit=found.max_abs_logit)
+
+
+def _against_source(source: Logits, actual: Logits, evaluation: Evaluation) -> Error:
+    prose = slice(evaluation.prose, None)
+    ratio = perplexity_ratio(source[prose], actual[prose], evaluation.tokens[prose, evaluation.first :])
+    return replace(_error(deviation(source, actual)), perplexity_ratio=ratio)
+
+
+def find_failures(errors: _Errors, limits: Mapping[str, float]) -> tuple[str, ...]:
+    """One line for each limit that is exceeded; a value that is not a number exceeds every limit."""
+    floor = max(limits["runtime.kl_rounding"], limits["runtime.noise_floors"] * (errors.runtime.noise_floor_kl or 0.0))
+    checks = [("runtime: KL", errors.runtime.kl, floor)]
+    if errors.conversion is not None:
+        largest = (errors.conversion.max_abs_logit or 0.0) / max(errors.logit_spread, 1e-9)
+        checks += [
+            ("conversion: KL", errors.conversion.kl, limits["conversion.kl"]),
+            (
+                "conversion: largest logit difference (in standard deviations)",
+                largest,
+                limits["conversion.relative_logit"],
+            ),
+        ]
+    for name in ("quantization", "activation", "total"):
+        error: Error | None = getattr(errors, name)
+        if error is not None:
+            checks.append((f"{name}: KL", error.kl, limits[f"{name}.kl"]))
+    return tuple(f"{what} {value:.3g} exceeds {limit:.3g}" for what, value, limit in checks if not value <= limit)

@@ -1,0 +1,23 @@
+"""The arithmetic of ONNX Runtime's int8 kernels, emulated."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..export.to_onnx import block_of
+from ..quantize.tensor import QuantizedTensor
+
+
+def int8_per_block(x: Tensor, weight: QuantizedTensor) -> Tensor:
+    """MatMulNBits at accuracy_level 4: each block of the input is rounded to int8 with its own scale, max|x| / 127.
+
+    x is (..., in), blocks are those of the weight. Follows MLAS's CompInt8 kernels (onnxruntime/core/mlas/lib,
+    sqnbitgemm: QuantizeARow); tests hold it to within float rounding of the operator itself.
+    """
+    block = block_of(weight)
+    padding = -x.shape[-1] % block
+    blocks = torch.nn.functional.pad(x, (0, padding)).unflatten(-1, (-1, block))  # (..., blocks, block)
+    largest = blocks.abs().amax(-1, keepdim=True)
+    codes = torch.round(blocks * torch.where(largest > 0, 127 / largest, 0))
+    return (codes * (largest / 127)).flatten(-2)[..., : x.shape[-1]]
