@@ -85,10 +85,14 @@ def shipped_logits(session: Session, evaluation: Evaluation) -> Logits:
 
 @dataclass(frozen=True)
 class Judgement:
-    """A target's certificate, and the logits that a correct runtime of its kind gives (None if it failed early)."""
+    """A target's certificate; the logits that a correct runtime of its kind gives, and those that the artifact gave.
+
+    The logits are from the evaluation's first position on, and None if the file does not hold the canonical weights.
+    """
 
     certificate: TargetCertificate
-    expected: Logits | None
+    expected: Logits | None = None
+    shipped: Logits | None = None
 
 
 @dataclass(frozen=True)
@@ -126,9 +130,9 @@ def judge(
     found = target.read_back(folder, config)
     identity = check_identity(found, fingerprints, config)
     step()
-    errors, expected, failures = None, None, identity.differences
+    errors, expected, shipped, failures = None, None, None, identity.differences
     if not failures:
-        errors, expected = _measure(target, folder, config, found.weights, evaluation, source, step)
+        errors, expected, shipped = _measure(target, folder, config, found.weights, evaluation, source, step)
         failures = find_failures(errors, limits)
         if any(line.startswith("conversion") for line in failures) and target.locate is not None:
             failures += (target.locate(folder, config, found.weights, evaluation.tokens),)
@@ -148,7 +152,7 @@ def judge(
         size_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
         seconds=round(time.perf_counter() - started, 2),
     )
-    return Judgement(certificate, expected)
+    return Judgement(certificate, expected, shipped)
 
 
 def _measure(
@@ -159,7 +163,7 @@ def _measure(
     evaluation: Evaluation,
     source: Logits | None,
     step: Callable[[], None],
-) -> tuple[_Errors, Logits]:
+) -> tuple[_Errors, Logits, Logits]:
     """Each array of logits is let go of as soon as its last comparison is made."""
     from ..export.to_torch import reference_logits, relative_noise
 
@@ -185,7 +189,7 @@ def _measure(
     runtime = replace(_error(deviation(emulated, shipped)), noise_floor_kl=median(floors))
     total = None if source is None else _against_source(source, shipped, evaluation)
     step()
-    return _Errors(quantization, conversion, activation, runtime, total, spread), emulated
+    return _Errors(quantization, conversion, activation, runtime, total, spread), emulated, shipped
 
 
 def _error(found: Deviation) -> Error:
@@ -198,10 +202,14 @@ def _against_source(source: Logits, actual: Logits, evaluation: Evaluation) -> E
     return replace(_error(deviation(source, actual)), perplexity_ratio=ratio)
 
 
+def runtime_limit(runtime: Error, limits: Mapping[str, float]) -> float:
+    """The largest KL that is still within the noise floor, nats."""
+    return max(limits["runtime.kl_rounding"], limits["runtime.noise_floors"] * (runtime.noise_floor_kl or 0.0))
+
+
 def find_failures(errors: _Errors, limits: Mapping[str, float]) -> tuple[str, ...]:
     """One line for each limit that is exceeded; a value that is not a number exceeds every limit."""
-    floor = max(limits["runtime.kl_rounding"], limits["runtime.noise_floors"] * (errors.runtime.noise_floor_kl or 0.0))
-    checks = [("runtime: KL", errors.runtime.kl, floor)]
+    checks = [("runtime: KL", errors.runtime.kl, runtime_limit(errors.runtime, limits))]
     if errors.conversion is not None:
         largest = (errors.conversion.max_abs_logit or 0.0) / max(errors.logit_spread, 1e-9)
         checks += [

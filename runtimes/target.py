@@ -57,7 +57,7 @@ class Target:
                   artifact evaluated with fp32 activations, through its cache; None where the runtime has no such mode
     emulate       the reference with the shipped kernels' activation arithmetic; None where they compute in fp32
     evaluated_by  what runs it, with its version
-    locate        (folder, config, canonical weights, token ids) -> one line that names the first operation that deviates
+    locate        (folder, config, weights, token ids) -> one line that names the first operation that deviates
     notes         what a reader of the certificate must know
     """
 

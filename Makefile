@@ -1,0 +1,59 @@
+# Two commands do everything on a machine that has python3 and make: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MODEL := smollm2-135m
+BUNDLE := out/$(MODEL)-int4
+PROMPT ?= What is the capital of France?
+
+.PHONY: setup demo test lint types bench clean
+
+setup: $(VENV)/.installed-all
+
+# uv installs what pip would, faster; it is told where pip's own index is.
+define install
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
+	index=$$($(BIN)/python -m pip config get global.index-url 2>/dev/null || true); \
+	UV_DEFAULT_INDEX=$${PIP_INDEX_URL:-$${index:-$${UV_DEFAULT_INDEX:-}}}; \
+	if [ -n "$$UV_DEFAULT_INDEX" ]; then export UV_DEFAULT_INDEX; else unset UV_DEFAULT_INDEX; fi; \
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable ".[$(1)]"
+	touch $(2)
+endef
+
+$(VENV)/.installed-all: pyproject.toml constraints.txt
+	$(call install,all,$@)
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt
+	$(call install,dev,$@)
+	touch $(VENV)/.installed-all
+
+demo: $(VENV)/.installed-all $(BUNDLE)/pocketlm.json
+	$(BIN)/pocketlm verify $(BUNDLE)
+	@echo
+	@echo "> $(PROMPT)"
+	$(BIN)/pocketlm chat $(BUNDLE) --prompt "$(PROMPT)"
+
+$(BUNDLE)/pocketlm.json: $(VENV)/.installed-all
+	$(BIN)/pocketlm fetch $(MODEL)
+	$(BIN)/pocketlm export $(MODEL) -o $(BUNDLE) --recipe int4 --to onnx --overwrite
+
+test: $(VENV)/.installed-dev lint types
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# The folders only become the package `pocketlm` when they are installed, so types are checked on an installed copy.
+types: $(VENV)/.installed-dev
+	rm -rf .types build
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --target .types .
+	MYPYPATH=.types $(BIN)/mypy -p pocketlm
+	rm -rf build
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/export_cost.py
+
+clean:
+	rm -rf $(VENV) .types out build *.egg-info

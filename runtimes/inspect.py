@@ -1,0 +1,117 @@
+"""`pocketlm inspect`: what is in a checkpoint, a bundle or an artifact."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..export.bundle import MANIFEST_FILE, changed_files, read_manifest
+from ..export.config import parse_config
+from ..export.open_checkpoint import open_checkpoint
+
+
+def inspect(path: str) -> dict[str, Any]:
+    """What is at ``path``, as a JSON object with a key ``kind``: bundle, onnx, executorch, coreml or checkpoint."""
+    place = Path(path)
+    if (place / MANIFEST_FILE).is_file():
+        return _inspect_bundle(place)
+    if place.is_file() and place.suffix == ".onnx":
+        return _inspect_onnx(place)
+    return _inspect_checkpoint(path)
+
+
+def _inspect_bundle(folder: Path) -> dict[str, Any]:
+    manifest = read_manifest(folder)
+    sizes = {
+        name: sum(entry.size_bytes for path, entry in manifest.files.items() if path.startswith(name + "/"))
+        for name in manifest.targets
+    }
+    return {
+        "kind": "bundle",
+        "name": manifest.name,
+        "made_by": f"pocketlm {manifest.pocketlm}",
+        "model_type": manifest.config.get("model_type"),
+        "recipe": manifest.recipe.get("name"),
+        "context": manifest.context,
+        "stop_tokens": list(manifest.stop_tokens),
+        "licence": manifest.licence,
+        "source": {name: {"size_bytes": e.size_bytes, "sha256": e.sha256} for name, e in manifest.source.items()},
+        "targets_bytes": sizes,
+        "formats": dict(Counter(prints["format"].split()[0] for prints in manifest.weights.values())),
+        "passed": manifest.certificate.get("passed"),
+        "changed_files": changed_files(folder, manifest),
+    }
+
+
+def _inspect_onnx(path: Path) -> dict[str, Any]:
+    try:
+        import onnx
+    except ImportError as error:
+        raise InputError("reading ONNX files needs onnx; run: pip install 'pocketlm[onnx]'") from error
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's errors have no common class of their own
+        raise InputError(f"{path}: not a readable ONNX file ({error})") from error
+    weights: Counter[str] = Counter()
+    for tensor in model.graph.initializer:
+        kind = onnx.TensorProto.DataType.Name(tensor.data_type).lower()
+        weights[kind] += math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return {
+        "kind": "onnx",
+        "producer": model.producer_name,
+        "operators": dict(Counter(node.op_type for node in model.graph.node).most_common()),
+        "weights_bytes": dict(weights),
+        "inputs": len(model.graph.input),
+        "outputs": len(model.graph.output),
+        "metadata": {entry.key: entry.value for entry in model.metadata_props},
+    }
+
+
+def _inspect_checkpoint(path: str) -> dict[str, Any]:
+    checkpoint = open_checkpoint(path)
+    config = parse_config(checkpoint.config)
+    attention = config.attention
+    shapes = {name: checkpoint.shape(name) for name in checkpoint.names()}
+    return {
+        "kind": "checkpoint",
+        "model_type": config.model_type,
+        "parameters": sum(math.prod(shape) for shape in shapes.values()),
+        "tensors": len(shapes),
+        "layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+        "heads": f"{attention.heads} ({attention.kv_heads} for keys and values) of {attention.head_dim}",
+        "vocab_size": config.vocab_size,
+        "tied_embedding": config.tie_word_embeddings,
+        "longest_context": config.max_position_embeddings,
+        "licence": checkpoint.licence,
+        "files": {file.name: file.stat().st_size for file in checkpoint.files},
+        "tokenizer_files": sorted(checkpoint.tokenizer_files()),
+    }
+
+
+def show(found: Mapping[str, Any]) -> None:
+    """Print what ``inspect`` found as a table."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in found.items():
+        table.add_row(key.replace("_", " "), _text(value))
+    Console(highlight=False).print(table)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "\n".join(f"{key}: {_text(inner)}" for key, inner in value.items()) or "none"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) and value >= 10000 else "-" if value is None else str(value)

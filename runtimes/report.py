@@ -1,0 +1,118 @@
+"""Certificates for people (a table) and for CI (JUnit XML)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree
+
+from ..errors import InputError
+from .certificate import Certificate, Error, TargetCertificate
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def certificate_table(certificate: Certificate) -> Table:
+    """One column for each target, one row for each thing measured; fits 80 columns."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title="Certificate", box=box.SIMPLE_HEAD, title_justify="left")
+    table.add_column("")
+    for name in certificate.targets:
+        table.add_column(name, justify="right")
+    targets = list(certificate.targets.values())
+    for label, cell, end in _ROWS:
+        table.add_row(label, *(cell(target) for target in targets), end_section=end)
+    return table
+
+
+def _kl(error: Error | None) -> str:
+    return "-" if error is None else f"{error.kl:.2g}"
+
+
+def _top1(error: Error | None) -> str:
+    return "-" if error is None else f"{100 * error.top1:.1f} %"
+
+
+def _perplexity(error: Error | None) -> str:
+    if error is None or error.perplexity_ratio is None:
+        return "-"
+    return f"{100 * (error.perplexity_ratio - 1):+.1f} %"
+
+
+def _floor(error: Error | None) -> str:
+    return "-" if error is None or error.noise_floor_kl is None else f"{error.noise_floor_kl:.2g}"
+
+
+_Cell = Callable[[TargetCertificate], str]
+
+# Label, what stands in a target's column, whether a line is drawn below.
+_ROWS: tuple[tuple[str, _Cell, bool], ...] = (
+    ("size", lambda target: f"{target.size_bytes / 1e6:.1f} MB", False),
+    ("weights identical", lambda t: f"{'yes' if t.weights_identical else 'NO'} ({t.tensors_checked})", True),
+    ("conversion     KL", lambda target: _kl(target.conversion), False),
+    ("runtime        KL", lambda target: _kl(target.runtime), False),
+    ("  noise floor  KL", lambda target: _floor(target.runtime), False),
+    ("activation     KL", lambda target: _kl(target.activation), False),
+    ("quantization   KL", lambda target: _kl(target.quantization), True),
+    ("total          KL", lambda target: _kl(target.total), False),
+    ("  same top token", lambda target: _top1(target.total), False),
+    ("  perplexity", lambda target: _perplexity(target.total), True),
+    ("verified in", lambda target: f"{target.seconds:.1f} s", False),
+    ("verdict", lambda target: "passed" if target.passed else "FAILED", False),
+)
+
+
+def junit_xml(certificate: Certificate) -> bytes:
+    """One test case for each target and each of its errors, as CI systems read them."""
+    suite = ElementTree.Element("testsuite", name="pocketlm verify")
+    for name, target in certificate.targets.items():
+        for check in ("identity", "conversion", "runtime", "total"):
+            case = ElementTree.SubElement(suite, "testcase", classname=f"pocketlm.{name}", name=check)
+            case.set("time", f"{target.seconds if check == 'identity' else 0:.2f}")
+            failures = [line for line in target.failures if _check_of(line) == check]
+            for line in failures[:1]:
+                failure = ElementTree.SubElement(case, "failure", message=_xml_text(line))
+                failure.text = _xml_text("\n".join(failures))
+    cases = len(suite)
+    suite.set("tests", str(cases))
+    suite.set("failures", str(sum(case.find("failure") is not None for case in suite)))
+    return ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True) + b"\n"
+
+
+def _check_of(line: str) -> str:
+    """Which test case a failure belongs to, by how its line begins."""
+    start = line.partition(":")[0]
+    if start in ("conversion", "runtime"):
+        return start
+    if start in ("total", "quantization", "activation"):
+        return "total"
+    if start == "golden replay":
+        return "runtime"
+    return "conversion" if "deviates" in line else "identity"
+
+
+def _xml_text(text: str) -> str:
+    """Without characters that XML cannot hold."""
+    return "".join(character for character in text if character >= " " or character in "\t\n")
+
+
+def write_junit(path: Path, certificate: Certificate) -> None:
+    """Write the report; raises InputError if the path cannot be written."""
+    try:
+        path.write_bytes(junit_xml(certificate))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def failure_lines(certificate: Certificate) -> list[str]:
+    """What failed, a line each, with the target's name in front."""
+    return [f"{name}: {line}" for name, target in certificate.targets.items() for line in target.failures]
+
+
+def describe(target: TargetCertificate) -> str:
+    """One line on what was judged by what."""
+    return f"{target.positions} positions, {target.tensors_checked} tensors, by {target.evaluated_by}"
