@@ -1,0 +1,15 @@
+"""What several test modules share: tiny models, and bundles exported from them once for the whole run."""
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("shared", deadline=None)  # imports and caches make the first example slow
+settings.load_profile("shared")
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """A tied random Llama in a Hugging Face folder."""
+    from tiny import tiny_llama
+
+    return tiny_llama(tmp_path_factory.mktemp("models") / "tiny", tied=True)
