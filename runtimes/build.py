@@ -20,14 +20,14 @@ from ..export.open_checkpoint import open_checkpoint
 from ..quantize.recipe import Recipe, load_recipe
 from ..quantize.store import CanonicalFile, save_canonical
 from .certificate import Certificate
-from .golden import Golden, expectation, make_sequences, read_prose, write_golden
+from .golden import PROMPTS, Golden, expectation, make_sequences, read_prose, write_golden
 from .judge import JUDGE_STEPS, CheckpointWeights, Judgement, judge, runtime_limit
 from .progress import Progress, silent
 from .prompts import encode_prompts, stop_tokens
 from .target import Target
 from .targets import check_reference, get_target
 from .thresholds import limits
-from .tokenizer import Tokenizer
+from .tokenizer import load_tokenizer
 
 DEFAULT_CONTEXT = 2048  # tokens; at 135M parameters the cache then takes 47 MB
 _CANONICAL_FILE = ".canonical.safetensors"
@@ -159,8 +159,8 @@ def _verify(
     """Judge every artifact, and write golden.json; raises ParityError if one fails."""
     from ..export.to_torch import reference_logits
 
-    tokenizer = Tokenizer(model.files["tokenizer.json"].decode())
-    prompts, encoded = encode_prompts(tokenizer, model.files)
+    tokenizer = load_tokenizer(folder)
+    encoded = encode_prompts(folder, tokenizer)
     with progress("Answering the golden prompts"):
         session = targets[0].open_session(folder / targets[0].name, 2)
         evaluation = make_sequences(encoded, tokenizer.encode(read_prose(), special=False), session)
@@ -181,7 +181,7 @@ def _verify(
         assert judgement.expected is not None
         assert judgement.certificate.runtime is not None
         golden[target.name] = expectation(judgement.expected, runtime_limit(judgement.certificate.runtime, allowed))
-    write_golden(folder, Golden(evaluation, prompts, golden), tokenizer.decode)
+    write_golden(folder, Golden(evaluation, PROMPTS, golden), tokenizer.decode)
     return Certificate({name: judgement.certificate for name, judgement in judged.items()})
 
 

@@ -30,6 +30,8 @@ def locate(folder: Path, config: ModelConfig, weights: Weights, tokens: NDArray[
     found = _trace(folder, sequence[0].tolist(), tuple(expected))
     half = sequence.shape[1] // 2
     for name, values in expected.items():
+        if found[name].shape != values.shape:
+            return f"{name} gives {found[name].shape[0]} rows for {values.shape[0]} tokens: it takes the wrong ones"
         deviation = np.abs(found[name] - values).max(-1) / max(float(np.abs(values).max()), 1e-9)  # (tokens,)
         if not deviation.max() <= _NOTABLE:
             where = (

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from .chat_template import encode_chat, load_chat_template
 from .golden import PROMPTS
 from .tokenizer import Tokenizer
 
 
-def encode_prompts(tokenizer: Tokenizer, files: Mapping[str, bytes]) -> tuple[tuple[str, ...], list[list[int]]]:
-    """The texts of the golden prompts and their ids: as chats if the model has a template, else as they are."""
-    template = files.get("chat_template.jinja")
-    if template is None:
-        return PROMPTS, [tokenizer.encode(prompt, special=False) for prompt in PROMPTS]
-    raise NotImplementedError
+def encode_prompts(folder: Path, tokenizer: Tokenizer) -> list[list[int]]:
+    """The ids of the golden prompts: as chats if the model has a template, else as they are."""
+    if not (folder / "chat_template.jinja").is_file():
+        return [tokenizer.encode(prompt, special=False) for prompt in PROMPTS]
+    template = load_chat_template(folder)
+    return [encode_chat(tokenizer, template, [{"role": "user", "content": prompt}]) for prompt in PROMPTS]
 
 
 def stop_tokens(files: Mapping[str, bytes], config: Mapping[str, Any]) -> tuple[int, ...]:

@@ -79,7 +79,7 @@ def test_int4_packing_is_lossless_and_low_nibble_first(rows, half, seed):
     codes = np.random.default_rng(seed).integers(-8, 8, (rows, 2 * half)).astype(np.int8)
     packed = pack_int4(codes)
     assert np.array_equal(unpack_int4(packed), codes)
-    assert packed[0, 0] == (codes[0, 0] + 8) | (codes[0, 1] + 8) << 4
+    assert packed[0, 0] == (int(codes[0, 0]) + 8) + 16 * (int(codes[0, 1]) + 8)
 
 
 def test_canonical_weights_survive_the_file(tmp_path):

@@ -1,0 +1,209 @@
+"""`export` and `verify` as a user meets them."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from pocketlm.errors import InputError, ParityError
+from pocketlm.runtimes import build, targets
+from pocketlm.runtimes.build import export
+from pocketlm.runtimes.cli import run
+from pocketlm.runtimes.verify import verify
+from tiny import tiny_llama
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory, tiny_folder):
+    folder = tmp_path_factory.mktemp("export") / "bundle"
+    export(str(tiny_folder), folder, recipe="int4", context=192)
+    return folder
+
+
+def message(capsys):
+    """What a failed command said: one line."""
+    lines = capsys.readouterr().err.strip().splitlines()
+    lines = [line for line in lines if line.startswith("pocketlm:")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.mark.parametrize("recipe", ["int8", "fp16", "fp32"])
+def test_every_recipe_passes_its_certificate(tmp_path, tiny_folder, recipe):
+    report = export(str(tiny_folder), tmp_path / "b", recipe=recipe)
+    onnx = report.certificate.targets["onnx"]
+    assert onnx.passed
+    assert onnx.weights_identical
+    assert onnx.conversion.kl <= 1e-9
+    assert (onnx.quantization.kl < 1e-12) == (recipe == "fp32")
+    assert (onnx.activation.kl > 0) == (recipe == "int8")
+
+
+def test_what_a_bundle_holds(bundle):
+    manifest = json.loads((bundle / "pocketlm.json").read_text())
+    assert manifest["schema_version"] == 1
+    assert manifest["context"] == 192
+    assert manifest["stop_tokens"] == [2]
+    assert manifest["certificate"]["passed"] is True
+    onnx = manifest["certificate"]["targets"]["onnx"]
+    assert {"kl", "top1", "perplexity_ratio"} <= set(onnx["quantization"])
+    assert {"kl", "top1", "max_abs_logit"} <= set(onnx["conversion"])
+    assert {"kl", "top1", "noise_floor_kl"} <= set(onnx["runtime"])
+    assert onnx["tensors_checked"] == 15
+    assert set(manifest["files"]) >= {"golden.json", "tokenizer.json", "onnx/model.onnx", "onnx/genai_config.json"}
+    assert set(manifest["files"]) | {"pocketlm.json"} == {
+        path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()
+    }
+
+
+def test_verify_prints_json_and_writes_junit(bundle, tmp_path, capsys, tiny_folder):
+    arguments = ["verify", str(bundle), "--json", "--junit", str(tmp_path / "r.xml"), "--reference", str(tiny_folder)]
+    assert run(arguments) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["passed"] is True
+    suite = ElementTree.parse(tmp_path / "r.xml").getroot()
+    assert suite.get("tests") == "4"
+    assert suite.get("failures") == "0"
+
+
+def test_failed_parity_exits_with_1_and_fails_in_junit(bundle, tmp_path, capsys):
+    damaged = shutil.copytree(bundle, tmp_path / "damaged")
+    data = np.memmap(damaged / "onnx" / "model.onnx.data", np.uint8, "r+")
+    data[-1] ^= 0x40
+    data.flush()
+    assert run(["verify", str(damaged), "--no-hashes", "--junit", str(tmp_path / "r.xml")]) == 1
+    assert "onnx: model.layers.1.mlp.down_proj.weight: scales differ" in message(capsys)
+    suite = ElementTree.parse(tmp_path / "r.xml").getroot()
+    assert suite.get("failures") == "1"
+    assert run(["verify", str(damaged)]) == 2
+    assert "sha256 differs" in message(capsys)
+
+
+def test_a_failed_gate_leaves_nothing(tmp_path, tiny_folder, monkeypatch):
+    recipe = tmp_path / "strict.toml"
+    recipe.write_text('base = "int4"\n[thresholds]\n"quantization.kl" = 0.0\n')
+    with pytest.raises(ParityError, match=r"onnx failed its certificate: quantization: KL .* exceeds 0; nothing was"):
+        export(str(tiny_folder), tmp_path / "b", recipe=str(recipe))
+    assert [path.name for path in tmp_path.iterdir()] == ["strict.toml"]
+
+
+def test_an_existing_bundle_is_kept_until_the_new_one_is_whole(tmp_path, tiny_folder, capsys):
+    out = tmp_path / "b"
+    assert run(["export", str(tiny_folder), "-o", str(out), "--json"]) == 0
+    before = (out / "pocketlm.json").read_bytes()
+    assert run(["export", str(tiny_folder), "-o", str(out)]) == 2
+    assert "--overwrite" in message(capsys)
+    strict = tmp_path / "strict.toml"
+    strict.write_text('[thresholds]\n"total.kl" = 0.0\n')
+    assert run(["export", str(tiny_folder), "-o", str(out), "--overwrite", "--recipe", str(strict)]) == 1
+    assert (out / "pocketlm.json").read_bytes() == before
+    assert run(["export", str(tiny_folder), "-o", str(out), "--overwrite", "--recipe", "int8", "--json"]) == 0
+    assert (out / "pocketlm.json").read_bytes() != before
+    assert {path.name for path in tmp_path.iterdir()} == {"b", "strict.toml"}
+
+
+def test_a_folder_that_is_no_bundle_is_never_replaced(tmp_path, tiny_folder, capsys):
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.txt").write_text("years of work")
+    assert run(["export", str(tiny_folder), "-o", str(tmp_path / "precious"), "--overwrite"]) == 2
+    assert "is not a bundle" in message(capsys)
+    assert (tmp_path / "precious" / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_export_leaves_nothing_that_looks_finished(tmp_path, tiny_folder, stop):
+    out = tmp_path / "b"
+    command = [sys.executable, "-m", "pocketlm", "export", str(tiny_folder), "-o", str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not any(tmp_path.glob(".b.*/onnx/model.onnx")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.kill(process.pid, stop)
+    process.wait(60)
+    assert process.returncode == (130 if stop == signal.SIGINT else -9)
+    assert not out.exists()
+    if stop == signal.SIGINT:
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_one_line(tmp_path, tiny_folder, monkeypatch, capsys):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(build, "save_canonical", full)
+    assert run(["export", str(tiny_folder), "-o", str(tmp_path / "b")]) == 2
+    assert "No space left on device" in message(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["/nowhere/at/all"], "no such file or folder"),
+        (["{tiny}", "--recipe", "int9"], "no recipe 'int9'"),
+        (["{tiny}", "--recipe", "int4-g64"], "groups of 64 do not divide its 160 columns; groups of 32 fit"),
+        (["{tiny}", "--context", "100000"], "made for 2 to 256 tokens"),
+        (["{tiny}", "--context", "0"], "out of range"),
+    ],
+)
+def test_bad_input_of_export_is_one_line(tmp_path, tiny_folder, capsys, arguments, expected):
+    arguments = [argument.replace("{tiny}", str(tiny_folder)) for argument in arguments]
+    assert run(["export", *arguments, "-o", str(tmp_path / "b")]) == 2
+    assert expected in message(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_extra_names_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setitem(targets.TARGETS, "future", ("onnx_target", "ONNX", ("no_such_package",)))
+    with pytest.raises(InputError, match=r"pip install 'pocketlm\[future\]'"):
+        targets.get_target("future")
+
+
+def spoil(bundle, **changes):
+    path = bundle / "pocketlm.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"schema_version": 99}, "schema version 99, this pocketlm reads up to 1; upgrade"),
+        ({"files": {"../../etc/passwd": {"size_bytes": 1, "sha256": ""}}}, "leaves the bundle"),
+        ({"files": {"/etc/passwd": {"size_bytes": 1, "sha256": ""}}}, "leaves the bundle"),
+        ({"config": []}, "damaged"),
+        ({"context": "many"}, "damaged"),
+        ({"extra": 1}, "damaged"),
+    ],
+)
+def test_a_damaged_manifest_is_one_line(bundle, tmp_path, capsys, changes, expected):
+    spoil(shutil.copytree(bundle, tmp_path / "b"), **changes)
+    assert run(["verify", str(tmp_path / "b")]) == 2
+    assert expected in message(capsys)
+
+
+def test_no_bundle_at_all(tmp_path, capsys):
+    assert run(["verify", str(tmp_path)]) == 2
+    assert "not a bundle" in message(capsys)
+    (tmp_path / "pocketlm.json").write_text("{")
+    assert run(["verify", str(tmp_path)]) == 2
+    assert "damaged" in message(capsys)
+
+
+def test_a_reference_of_another_model_is_refused(bundle, tmp_path):
+    other = tiny_llama(tmp_path / "other", layers=3)
+    with pytest.raises(InputError, match="not that of the bundle's source"):
+        verify(bundle, model=str(other))
+
+
+def test_inspect_tells_what_is_there(bundle, tiny_folder, capsys):
+    for path, kind in ((bundle, "bundle"), (bundle / "onnx" / "model.onnx", "onnx"), (tiny_folder, "checkpoint")):
+        assert run(["inspect", str(path), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["kind"] == kind
+        assert run(["inspect", str(path)]) == 0
+        assert all(len(line) <= 80 for line in capsys.readouterr().out.splitlines())
