@@ -247,7 +247,7 @@ class OnnxOps:
         outputs = [value_info("logits", TensorProto.FLOAT, [1, 1, config.vocab_size])]
         for layer in range(config.num_hidden_layers):
             for part in ("key", "value"):
-                shape = [1, attention.kv_heads, "cache", attention.head_dim]
+                shape: list[int | str] = [1, attention.kv_heads, "cache", attention.head_dim]
                 inputs.append(value_info(f"past_key_values.{layer}.{part}", TensorProto.FLOAT, shape))
                 outputs.append(value_info(f"present.{layer}.{part}", TensorProto.FLOAT, shape))
         self._file.save(inputs, outputs, {"context": str(self._context)})

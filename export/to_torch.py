@@ -71,7 +71,8 @@ class TorchOps:
             if self._activations is not None:
                 x = self._activations(x, weight)
             weight = weight.dequantize()
-        return torch.nn.functional.linear(x, _tensor(weight), None if bias is None else _tensor(bias))
+        result: Tensor = torch.nn.functional.linear(x, _tensor(weight), None if bias is None else _tensor(bias))
+        return result
 
     def rms_norm(self, x: Tensor, name: str, epsilon: float) -> Tensor:
         """See Ops."""

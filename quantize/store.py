@@ -130,7 +130,7 @@ class CanonicalFile:
         from safetensors import SafetensorError, safe_open
 
         try:
-            self._file = safe_open(path, framework="numpy")  # type: ignore[no-untyped-call]
+            self._file = safe_open(path, framework="numpy")
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path}: not a readable file of canonical weights ({error})") from error
         self.metadata: Mapping[str, str] = self._file.metadata() or {}

@@ -36,7 +36,7 @@ class QuantizedTensor:
     @property
     def group(self) -> int:
         """Input columns that share one scale."""
-        return self.codes.shape[1] // self.scales.shape[1]
+        return int(self.codes.shape[1]) // int(self.scales.shape[1])
 
     def dequantize(self) -> NDArray[np.float32]:
         """The weights these integers stand for, float32 (out, in)."""

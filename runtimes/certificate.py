@@ -61,7 +61,7 @@ class TargetCertificate:
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object without the fields that were not measured."""
-        return {"passed": self.passed} | _without_none(asdict(self))
+        return {"passed": self.passed, **_without_none(asdict(self))}
 
 
 @dataclass(frozen=True)

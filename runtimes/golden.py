@@ -135,7 +135,7 @@ def write_golden(folder: Path, golden: Golden, decode: Callable[[Sequence[int]],
 
 
 def _kept_positions(evaluation: Evaluation) -> int:
-    return min(_POSITIONS, evaluation.tokens.shape[1] - evaluation.first)
+    return min(_POSITIONS, int(evaluation.tokens.shape[1]) - evaluation.first)
 
 
 def read_golden(folder: Path) -> Golden:

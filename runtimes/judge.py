@@ -51,7 +51,7 @@ class Evaluation:
     @property
     def positions(self) -> int:
         """Positions over which the errors are means."""
-        return self.tokens.shape[0] * (self.tokens.shape[1] - self.first)
+        return int(self.tokens.shape[0] * (self.tokens.shape[1] - self.first))
 
 
 class CheckpointWeights:
@@ -141,11 +141,11 @@ def judge(
         tensors_checked=identity.tensors_checked,
         constants_checked=identity.constants_checked,
         positions=0 if errors is None else evaluation.positions,
-        quantization=errors and errors.quantization,
-        conversion=errors and errors.conversion,
-        activation=errors and errors.activation,
-        runtime=errors and errors.runtime,
-        total=errors and errors.total,
+        quantization=None if errors is None else errors.quantization,
+        conversion=None if errors is None else errors.conversion,
+        activation=None if errors is None else errors.activation,
+        runtime=None if errors is None else errors.runtime,
+        total=None if errors is None else errors.total,
         failures=failures,
         evaluated_by=target.evaluated_by(),
         notes=target.notes,

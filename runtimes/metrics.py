@@ -55,7 +55,7 @@ def negative_log_likelihood(logits: NDArray[np.float32], tokens: NDArray[np.int6
             stop = min(start + _ROWS, len(ids) - 1)
             likelihood = log_softmax(row[start:stop].astype(np.float64))
             total -= float(likelihood[np.arange(stop - start), ids[start + 1 : stop + 1]].sum())
-    return total / (tokens.shape[0] * (tokens.shape[1] - 1))
+    return total / float(tokens.shape[0] * (tokens.shape[1] - 1))
 
 
 def perplexity_ratio(expected: NDArray[np.float32], actual: NDArray[np.float32], tokens: NDArray[np.int64]) -> float:

@@ -20,4 +20,5 @@ def int8_per_block(x: Tensor, weight: QuantizedTensor) -> Tensor:
     blocks = torch.nn.functional.pad(x, (0, padding)).unflatten(-1, (-1, block))  # (..., blocks, block)
     largest = blocks.abs().amax(-1, keepdim=True)
     codes = torch.round(blocks * torch.where(largest > 0, 127 / largest, 0))
-    return (codes * (largest / 127)).flatten(-2)[..., : x.shape[-1]]
+    rounded: Tensor = (codes * (largest / 127)).flatten(-2)[..., : x.shape[-1]]
+    return rounded

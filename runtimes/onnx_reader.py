@@ -114,7 +114,7 @@ class OnnxWeights:
         packed = self._read(codes)[rows]
         packed = packed.reshape(packed.shape[0], -1)
         unpacked = unpack_int4(packed) if bits == 4 else (packed ^ np.uint8(128)).view(np.int8)
-        columns = attributes.get("K", unpacked.shape[1])
+        columns = int(attributes.get("K", unpacked.shape[1]))
         return QuantizedTensor(
             unpacked[:, :columns], _group_scales(self._read(scales)[rows], columns, block, bits), bits
         )

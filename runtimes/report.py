@@ -80,7 +80,8 @@ def junit_xml(certificate: Certificate) -> bytes:
     cases = len(suite)
     suite.set("tests", str(cases))
     suite.set("failures", str(sum(case.find("failure") is not None for case in suite)))
-    return ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True) + b"\n"
+    text: bytes = ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
+    return text + b"\n"
 
 
 def _check_of(line: str) -> str:
