@@ -100,7 +100,7 @@ class TorchOps:
         if attention.softcap is not None:
             scores = torch.tanh(scores / attention.softcap) * attention.softcap
         scores = scores.masked_fill(~_visible(tokens, past + tokens, attention.window), float("-inf"))
-        mixed = torch.softmax(scores, -1) @ v
+        mixed: Tensor = torch.softmax(scores, -1) @ v
         return mixed.transpose(1, 2).reshape(batch, tokens, attention.query_width)
 
     def _rotate(self, x: Tensor, past: int) -> Tensor:

@@ -212,3 +212,84 @@ def inspect_command(path: str, as_json: bool) -> None:
 
     found = inspect(path)
     _print_json(found) if as_json else show(found)
+
+
+@main.command(
+    "chat",
+    epilog=_examples(
+        "pocketlm chat smol",
+        'pocketlm chat smol --prompt "What is the capital of France?"',
+        "pocketlm chat smol --temperature 0.7 --top-p 0.9 --seed 1",
+    ),
+)
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--target", type=click.Choice(TARGET_NAMES), help="Which artifact answers.  [default: the first there is]"
+)
+@click.option("--prompt", help="Answer this and end; without it, chat.")
+@click.option("--system", help="System message.")
+@click.option("--max-new-tokens", type=click.IntRange(1), default=512, show_default=True)
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 takes the likeliest token.")
+@click.option("--top-k", type=int, default=0, help="Only the k likeliest tokens.  [default: all]")
+@click.option("--top-p", type=float, default=1.0, help="Only the likeliest tokens that make up p.  [default: 1]")
+@click.option("--min-p", type=float, default=0.0, help="Only tokens at least p times as likely as the likeliest.")
+@click.option("--repetition-penalty", type=float, default=1.0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--threads", type=click.IntRange(1), default=os.cpu_count() or 2, help="[default: one for each core]")
+@_json_option
+def chat_command(
+    bundle: Path,
+    target: str | None,
+    prompt: str | None,
+    system: str | None,
+    max_new_tokens: int,
+    threads: int,
+    as_json: bool,
+    **sampling: Any,
+) -> None:
+    """Chat with a bundle's model, or answer one prompt."""
+    from ..export.bundle import read_manifest
+    from .chat import chat
+    from .sampling import Sampling
+    from .targets import get_target
+    from .verify import check_targets
+
+    name = check_targets(bundle, read_manifest(bundle), [target] if target else None)[0]
+    chat(
+        bundle,
+        lambda: get_target(name).open_session(bundle / name, threads),
+        prompt,
+        system,
+        Sampling(**sampling),
+        max_new_tokens,
+        as_json,
+    )
+
+
+@main.command("bench", epilog=_examples("pocketlm bench smol", "pocketlm bench smol --target onnx --json"))
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--target", multiple=True, type=click.Choice(TARGET_NAMES), help="Only these.  [default: all]")
+@click.option("--prompt-tokens", type=click.IntRange(1), default=256, show_default=True)
+@click.option("--new-tokens", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--runs", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--threads", type=click.IntRange(1), default=os.cpu_count() or 2, help="[default: one for each core]")
+@_json_option
+def bench_command(
+    bundle: Path,
+    target: tuple[str, ...],
+    prompt_tokens: int,
+    new_tokens: int,
+    runs: int,
+    threads: int,
+    as_json: bool,
+) -> None:
+    """Measure load time, prefill and decode speed, and memory on this machine."""
+    from .bench import bench, bench_table
+
+    results = bench(bundle, target, prompt_tokens, new_tokens, runs, threads, _progress(as_json))
+    if as_json:
+        _print_json(results)
+        return
+    from rich.console import Console
+
+    Console(highlight=False).print(bench_table(results))

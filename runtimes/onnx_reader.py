@@ -114,7 +114,7 @@ class OnnxWeights:
         packed = self._read(codes)[rows]
         packed = packed.reshape(packed.shape[0], -1)
         unpacked = unpack_int4(packed) if bits == 4 else (packed ^ np.uint8(128)).view(np.int8)
-        columns = int(attributes.get("K", unpacked.shape[1]))
+        columns: int = attributes.get("K", unpacked.shape[1])
         return QuantizedTensor(
             unpacked[:, :columns], _group_scales(self._read(scales)[rows], columns, block, bits), bits
         )
@@ -161,7 +161,8 @@ def _load_graph(folder: Path) -> Any:
 def _attributes(node: Any) -> dict[str, Any]:
     from onnx import helper
 
-    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    attributes: dict[str, Any] = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    return attributes
 
 
 def _read_tensor(folder: Path, tensor: Any) -> NDArray[Any]:
