@@ -50,7 +50,7 @@ def bench(
     names = check_targets(bundle, manifest, targets)
     if prompt_tokens + new_tokens > manifest.context:
         raise InputError(
-            f"{prompt_tokens} + {new_tokens} tokens do not fit the bundle's context of {manifest.context}; ask for fewer"
+            f"{prompt_tokens} + {new_tokens} tokens do not fit the context of {manifest.context}; ask for fewer"
         )
     results: dict[str, Any] = {}
     for name in names:
