@@ -1,0 +1,145 @@
+"""Token after token from a session, streamed as text."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from .sampling import Sampling, sample, uniforms
+from .session import Session
+from .tokenizer import StreamDecoder, Tokenizer
+
+STOP = "stop"  # the model wrote a stop token
+LENGTH = "length"  # as many tokens as were asked for
+CONTEXT = "context"  # the cache is full
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long an answer took. Rates are None where there was nothing to measure.
+
+    prompt_tokens                 of the whole prompt
+    cached_tokens                 those of them that were in the cache already
+    generated_tokens              with the stop token
+    time_to_first_token_seconds   from the call to the first token
+    prefill_tokens_per_second     of the prompt tokens that had to be run
+    decode_tokens_per_second      of the generated tokens after the first
+    """
+
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+    time_to_first_token_seconds: float
+    prefill_tokens_per_second: float | None
+    decode_tokens_per_second: float | None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of an answer: one generated token, or the end.
+
+    token   None at an end for any other reason than a stop token
+    text    what can be shown now; parts of a character are held back until it is whole
+    reason  None, or at the end STOP, LENGTH or CONTEXT
+    timing  at the end
+    """
+
+    token: int | None
+    text: str
+    reason: str | None = None
+    timing: Timing | None = None
+
+
+def generate(
+    session: Session,
+    tokenizer: Tokenizer,
+    prompt_tokens: Sequence[int],
+    sampling: Sampling,
+    max_new_tokens: int,
+    stop_tokens: Collection[int],
+    cached: list[int] | None = None,
+) -> Iterator[Piece]:
+    """Answer a prompt; the last piece has the reason for the end, and the timing.
+
+    ``cached`` lists the tokens in the session's cache and is kept up to date: pass the same list for each turn of a
+    conversation, and only what is new of a prompt is run. Without it the session starts anew.
+
+    Raises InputError if the prompt is empty or does not fit the context, or max_new_tokens is not positive.
+    """
+    if max_new_tokens < 1:
+        raise InputError(f"the number of new tokens must be at least 1, it is {max_new_tokens}")
+    cached = [] if cached is None else cached
+    started = perf_counter()
+    logits, reused = _prefill(session, prompt_tokens, cached)
+    prefilled = perf_counter()
+    history = list(prompt_tokens)
+    random = uniforms(sampling.seed)
+    decoder = StreamDecoder(tokenizer)
+    first = paused = 0.0
+    while True:
+        token = sample(logits, sampling, history, random)
+        history.append(token)
+        now = perf_counter()
+        first = first or now
+        reason = _reason(session, token, stop_tokens, len(history) - len(prompt_tokens), max_new_tokens)
+        if reason != STOP:
+            yield Piece(token, decoder.add(token))
+            paused += perf_counter() - now  # the time of whoever reads the pieces is not the model's
+        if reason:
+            break
+        logits = _run(session, [token], cached)
+    seconds = (first - started, prefilled - started, perf_counter() - first - paused)
+    timing = _timing(len(prompt_tokens), reused, len(history) - len(prompt_tokens), *seconds)
+    yield Piece(token if reason == STOP else None, decoder.finish(), reason, timing)
+
+
+def _reason(session: Session, token: int, stop_tokens: Collection[int], generated: int, limit: int) -> str | None:
+    """Why this token is the last, if it is."""
+    if token in stop_tokens:
+        return STOP
+    if generated >= limit:
+        return LENGTH
+    return CONTEXT if session.position >= session.context else None
+
+
+def _prefill(session: Session, prompt: Sequence[int], cached: list[int]) -> tuple[NDArray[np.float32], int]:
+    """Logits behind the prompt, and how many of its tokens did not have to be run."""
+    if len(prompt) > session.context:
+        raise InputError(
+            f"the prompt has {len(prompt)} tokens and the context holds {session.context}; "
+            "shorten it or export with a larger --context"
+        )
+    reused = len(cached)
+    # An interrupted run may have left other tokens in the cache than were noted. One token at least must be run for
+    # its logits, and a session cannot take back the last one.
+    if session.position != reused or reused >= len(prompt) or cached != list(prompt[:reused]):
+        session.reset()
+        cached.clear()
+        reused = 0
+    return _run(session, prompt[reused:], cached), reused
+
+
+def _run(session: Session, tokens: Sequence[int], cached: list[int]) -> NDArray[np.float32]:
+    logits = session.run(tokens)
+    cached.extend(tokens)
+    return logits
+
+
+def _timing(prompt: int, reused: int, generated: int, to_first: float, prefill: float, decode: float) -> Timing:
+    return Timing(
+        prompt_tokens=prompt,
+        cached_tokens=reused,
+        generated_tokens=generated,
+        time_to_first_token_seconds=to_first,
+        prefill_tokens_per_second=_rate(prompt - reused, prefill),
+        decode_tokens_per_second=_rate(generated - 1, decode),
+    )
+
+
+def _rate(tokens: int, seconds: float) -> float | None:
+    return tokens / seconds if tokens > 0 and seconds > 0 else None
