@@ -78,6 +78,18 @@ def test_greedy_takes_the_lowest_id_among_equals_and_draws_nothing() -> None:
     assert sample(np.array([1, 3, 2], np.float32), Sampling(repetition_penalty=2.0), [1], iter(())) == 2
 
 
+def test_top_p_stops_at_the_token_that_reaches_it_exactly() -> None:
+    logits = np.zeros(4, np.float32)
+    assert probabilities(logits, Sampling(1.0, top_p=0.5), []).tolist() == [0.5, 0.5, 0, 0]
+    theirs = np.sort(transformers_probabilities(logits, Sampling(1.0, top_p=0.5), [0]))
+    assert theirs.tolist() == [0, 0, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(("drawn", "token"), [(0.0, 0), (0.5, 1), (1 - 2.0**-53, 1)])
+def test_a_draw_on_a_boundary_takes_the_token_behind_it(drawn: float, token: int) -> None:
+    assert sample(np.zeros(2, np.float32), Sampling(temperature=1.0), [], iter([drawn])) == token
+
+
 @pytest.mark.parametrize("sampling", SETTINGS, ids=str)
 def test_draws_follow_the_distribution(sampling: Sampling) -> None:
     logits = np.random.default_rng(1).normal(size=1500).astype(np.float32) * 4
