@@ -67,7 +67,7 @@ class Tokenizer:
         return _BYTE_TOKEN.fullmatch(self._library.id_to_token(token) or "") is not None
 
     def twin(self, control: Collection[str]) -> Twin:
-        """The same tokenizer, to which the strings ``control`` are ordinary text; kept, since it takes time to build."""
+        """The same tokenizer, to which the strings ``control`` are ordinary text; built once, which takes a moment."""
         key = frozenset(control)
         if key not in self._twins:
             self._twins[key] = Twin(self._library, key)
@@ -117,7 +117,7 @@ class StreamDecoder:
 
     A piece is held back until no later token can change it: while a character's bytes are incomplete, and through a
     run of byte tokens, which the decoder judges as a whole. Each token is decoded a bounded number of times.
-    (The library's DecodeStream gives byte runs out early and loses held bytes at the end.)
+    (The library's DecodeStream fails on byte runs that turn out not to be UTF-8, and never gives out an unfinished end.)
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
