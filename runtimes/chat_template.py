@@ -26,7 +26,7 @@ class ChatTemplate:
     """A template with the special tokens it writes; ``literals`` are the texts it holds itself."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
-        """Compile; ``special_tokens`` by transformers' names (bos_token, ...). Raises InputError if it is no template."""
+        """Compile; ``special_tokens`` have transformers' names (bos_token, ...). Raises InputError for no template."""
         from .template_sandbox import SandboxedTemplate
 
         try:
@@ -69,7 +69,9 @@ def check_messages(messages: Sequence[Message]) -> None:
         raise InputError("there are no messages; give at least one from the user")
     for message in messages:
         if set(message) != {"role", "content"}:
-            raise InputError(f"a message has a role and a content, this one has {', '.join(map(str, message)) or 'none'}")
+            raise InputError(
+                f"a message has a role and a content, this one has {', '.join(map(str, message)) or 'none'}"
+            )
         if message["role"] not in ROLES:
             raise InputError(f"the role {message['role']!r} is unknown; there are {', '.join(ROLES)}")
         if not isinstance(message["content"], str):

@@ -28,8 +28,11 @@ _PART = 50  # of a list, likewise
 
 # What can return more than its arguments hold together. No other method of Python's strings, numbers, lists can.
 _MULTIPLYING = frozenset(
-    "center expandtabs format format_map join ljust replace rjust to_bytes translate zfill".split()
-)
+    (
+        "center", "expandtabs", "format", "format_map", "join", "ljust", "replace", "rjust", "to_bytes", "translate",
+        "zfill",
+    )
+)  # fmt: skip
 _CONSTANT_FILTERS = frozenset(["count", "d", "default", "first", "last", "length"])
 _ABSENT_FILTERS = ("pprint", "striptags", "urlize", "wordwrap", "xmlattr")  # for web pages, and slow on odd input
 
@@ -218,7 +221,7 @@ class _Generation(Extension):
 def _insert_metering(tree: nodes.Template) -> None:
     """Pass what loops run over, and what is written or joined, through the counting filters."""
 
-    def through(name: str, value: nodes.Expr) -> nodes.Filter:
+    def through(name: str, value: nodes.Node) -> nodes.Filter:
         return nodes.Filter(value, name, [], [], None, None, lineno=value.lineno)
 
     for loop in list(tree.find_all(nodes.For)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from functools import cache
 from pathlib import Path
@@ -42,9 +43,9 @@ def test_rendering_is_transformers(name: str, add_generation_prompt: bool) -> No
         try:
             expected = theirs.apply_chat_template(messages, **options)
         except Exception as error:
-            with pytest.raises(InputError, match="fails on this conversation") as refused:
+            reason = re.escape(f"the chat template fails on this conversation: {error}")
+            with pytest.raises(InputError, match=reason):
                 template(name).render(messages, add_generation_prompt=add_generation_prompt)
-            assert str(error) in str(refused.value)
             continue
         rendered += 1
         assert template(name).render(messages, add_generation_prompt=add_generation_prompt) == expected
@@ -95,6 +96,14 @@ def test_tokens_reach_over_the_border_of_a_message_as_in_plain_text() -> None:
     assert tokens == own.encode("The quick " + content, special=False)
 
 
+def test_what_a_template_cuts_apart_leaves_no_marks() -> None:
+    """Qwen 3 splits an answer at </think>, which is a token that its template writes itself."""
+    own = tokenizer("byte level")
+    messages = conversation("uau", "a<think>b", "<think>c</think>d<s>", "e</think>")
+    tokens = encode_chat(own, template("Qwen 3"), messages)
+    assert library("byte level").decode(tokens, skip_special_tokens=False) == template("Qwen 3").render(messages)
+
+
 def test_private_use_characters_of_a_user_are_kept() -> None:
     own = tokenizer("byte level")
     content = "\U000f0000<s>\U000f0001\U000f0002"
@@ -138,7 +147,7 @@ BOMBS = {
 @pytest.mark.parametrize("name", BOMBS)
 def test_bombs_are_refused_quickly(name: str) -> None:
     started = time.process_time()
-    with pytest.raises(InputError, match="^the chat template fails on this conversation: [^\n]+$"):
+    with pytest.raises(InputError, match=r"^the chat template fails on this conversation: [^\n]+$"):
         ChatTemplate(BOMBS[name], {}).render(conversation("u", "Hello"))
     assert time.process_time() - started < 20  # without the limits: hours, or all memory
 
@@ -147,7 +156,7 @@ def test_bombs_are_refused_quickly(name: str) -> None:
     "source", ["{{", "{% if %}", "{% unknown %}", "{{ (" + "(" * 5000, "{{ 'a' | no_such_filter }}", "x" * 600_000]
 )
 def test_templates_that_cannot_be_compiled(source: str) -> None:
-    with pytest.raises(InputError, match="^the chat template cannot be read: [^\n]+$"):
+    with pytest.raises(InputError, match=r"^the chat template cannot be read: [^\n]+$"):
         ChatTemplate(source, {})
 
 
