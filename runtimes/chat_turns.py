@@ -15,8 +15,8 @@
       "cut": {"behind": "</think>", "trim_left": "\\n"} or null,
                                           of an assistant's content: what stands behind the last such text is kept,
                                           without these characters at its start; without the text all is kept
-      "dates": ["%d %b %Y", ...]          dates within the pieces, each written as U+E000, this strftime pattern, U+E000;
-                                          only %d %m %y %Y %b %B %a %A occur, with English names
+      "dates": ["%d %b %Y", ...]          patterns (strftime's) of dates within the pieces, which are written as U+E000,
+                                          pattern, U+E000; only %d %m %y %Y %b %B %a %A occur, with English names
     }
     PIECE = {"trim_before": "...",        characters to remove from the end of the content in front, after "cut"
              "text": "...",
@@ -33,8 +33,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
-from itertools import product
-from os.path import commonprefix
+from itertools import product, takewhile
 from typing import Any, Protocol
 
 from ..errors import InputError
@@ -51,9 +50,9 @@ _THINKING_END = "</think>"  # Qwen 3, DeepSeek R1, SmolLM 3: earlier turns are s
 class Render(Protocol):
     """``ChatTemplate.render``."""
 
-    def __call__(
-        self, messages: Sequence[Message], /, *, strftime_now: Callable[[str], str] | None = None
-    ) -> str: ...
+    def __call__(self, messages: Sequence[Message], /, *, strftime_now: Callable[[str], str] | None = None) -> str:
+        """The template's text with the generation prompt."""
+        ...
 
 
 class _InseparableError(Exception):
@@ -111,8 +110,8 @@ def proof_conversations(system: bool) -> Iterator[list[Message]]:
 
 _ODD_CONTENTS = (
     "Hello", "  two spaces before, one behind ", "\n\nlines\n\nand lines\n", "\u2003wide\u00a0", "\x1c\tcontrol\x0b",
-    "{{ braces }} {% if %} {# #}", "<b>&amp;\"quoted\" 'text'</b> \\n", "naïve 😀👩‍👩‍👧 日本語 \u0301", "[]", "0", "None",
-    "<|im_end|> </s> [INST] <<SYS>> <end_of_turn> <|eot_id|>", "word " * 300,
+    "{{ braces }} {% if %} {# #}", "<b>&amp;\"quoted\" 'text'</b> \\n", "naïve 😀👩‍👩‍👧 日本語 \u0301", "[]", "0",
+    "None", "<|im_end|> </s> [INST] <<SYS>> <end_of_turn> <|eot_id|>", "word " * 300,
 )  # fmt: skip
 _ODD_ANSWERS = (
     f"<think>\nplan\n{_THINKING_END}\n\n answer", f"a{_THINKING_END}b{_THINKING_END}\tc\n", "<think>\nno end", "plain",
@@ -149,9 +148,9 @@ def _add_system(turns: dict[str, Any], render: Render) -> None:
         turns["system_reason"] = str(error)
         return
     between |= {"start system": before, "system user": behind}
-    first, before, behind = between["start user"]["text"], before["text"], behind["text"]
-    if len(first) > len(before) + len(behind) and first.startswith(before) and first.endswith(behind):
-        turns["default_system"] = first[len(before) : len(first) - len(behind)]
+    first, opening, closing = (piece["text"] for piece in (between["start user"], before, behind))
+    if len(first) > len(opening) + len(closing) and first.startswith(opening) and first.endswith(closing):
+        turns["default_system"] = first[len(opening) : len(first) - len(closing)]
 
 
 _PADDING = ("\n \u00a0", "\u00a0 \n")
@@ -213,7 +212,8 @@ def _prove(turns: Mapping[str, Any], render: Render) -> None:
             expected = render(messages, strftime_now=now.strftime)
             found = assemble(turns, messages, now)
             if found != expected:
-                start = max(len(commonprefix([found, expected])) - 20, 0)
+                same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(found, expected, strict=False)))
+                start = max(same - 20, 0)
                 raise _InseparableError(
                     "what the template writes depends on more than neighbouring roles: in a conversation of "
                     f"{len(messages)} messages it writes {expected[start : start + 60]!r}"

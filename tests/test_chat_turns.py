@@ -61,7 +61,7 @@ def test_what_is_told_about_system_messages() -> None:
     assert turns("Llama 3.2")["dates"] == ["%d %b %Y"]
     assert turns("Qwen 3")["cut"] == {"behind": "</think>", "trim_left": "\n"}
     assert "System role not supported" in turns("Gemma 2")["system_reason"]
-    with pytest.raises(InputError, match="takes no system message: .*System role not supported"):
+    with pytest.raises(InputError, match=r"takes no system message: .*System role not supported"):
         assemble(turns("Gemma 2"), conversation("su", "Be brief.", "Hello"))
 
 
