@@ -171,9 +171,7 @@ def _next_line(output: TextIO, read_line: Callable[[], str]) -> str | None:
             print("\n(/quit or Ctrl-D ends the chat)", file=output)
 
 
-def _turn(
-    talk: Chat, messages: Sequence[Message], line: str, cached: list[int], output: TextIO
-) -> list[Message]:
+def _turn(talk: Chat, messages: Sequence[Message], line: str, cached: list[int], output: TextIO) -> list[Message]:
     """One question and its answer; the conversation after it."""
     asked = [*messages, {"role": "user", "content": line}]
     try:
@@ -182,7 +180,9 @@ def _turn(
         print(f"({error})", file=output)
         return list(messages)
     if len(kept) < len(asked):
-        print(f"(the oldest {len(asked) - len(kept)} messages no longer fit the context and are forgotten)", file=output)
+        print(
+            f"(the oldest {len(asked) - len(kept)} messages no longer fit the context and are forgotten)", file=output
+        )
     shown: list[str] = []
     try:
         _show(talk.answer(tokens, cached), output, shown)
