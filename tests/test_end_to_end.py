@@ -16,7 +16,8 @@ pytestmark = pytest.mark.end_to_end
 
 QUESTIONS = (
     "What is the capital of France?", "Name a fruit.", "Why is the sky blue?", "Tell me a joke.", "What is 2 + 2?",
-    "Write one sentence about rain.", "Who wrote Hamlet?", "Translate 'cat' to French.", "What is a verb?", "Say hello.",
+    "Write one sentence about rain.", "Who wrote Hamlet?", "What is a verb?",
+    "Translate cat to French.", "Say hello.",
 )  # fmt: skip
 
 
