@@ -117,7 +117,7 @@ class StreamDecoder:
 
     A piece is held back until no later token can change it: while a character's bytes are incomplete, and through a
     run of byte tokens, which the decoder judges as a whole. Each token is decoded a bounded number of times.
-    (The library's DecodeStream fails on byte runs that turn out not to be UTF-8, and never gives out an unfinished end.)
+    (The library's DecodeStream raises on byte runs that turn out not to be UTF-8, and never shows an unfinished end.)
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
