@@ -57,7 +57,9 @@ class ExecuTorchOps:
         self.nodes.append(Kernel(op, tuple(arguments), out))
         return out
 
-    def _xnn(self, op: str, inputs: dict[str, Any], dims: Sequence[int], dtype: str = "float32", **fields: Any) -> Tensor:
+    def _xnn(
+        self, op: str, inputs: dict[str, Any], dims: Sequence[int], dtype: str = "float32", **fields: Any
+    ) -> Tensor:
         out = Tensor(tuple(dims), dtype)
         self.nodes.append(XnnNode(op, inputs, out, fields))
         return out
@@ -90,7 +92,7 @@ class ExecuTorchOps:
         )
         return first, second
 
-    def embed(self, tokens: Value, name: str) -> Tensor:
+    def embed(self, tokens: Value, name: str) -> Value:
         """See Ops. By ExecuTorch's kernels for quantised tables; fp16 rows are widened."""
         assert isinstance(tokens, Tensor)
         table = self._weights[name]
@@ -120,7 +122,7 @@ class ExecuTorchOps:
         arguments = [codes, scales, None, lowest, highest, tokens]
         return self._kernel(f"quantized_decomposed::{op}.out", arguments, dims)
 
-    def linear(self, x: Value, names: tuple[str, ...]) -> Product:
+    def linear(self, x: Value, names: tuple[str, ...]) -> Value:
         """See Ops."""
         return Product(self.compute(x), names)
 
@@ -188,7 +190,7 @@ class ExecuTorchOps:
         self._file.named(key, (part.astype(np.float32) for part in parts))
         return Filter(key, "xnn_datatype_fp32", (sum(len(part) for part in parts),))
 
-    def rms_norm(self, x: Value, name: str, epsilon: float) -> Tensor:
+    def rms_norm(self, x: Value, name: str, epsilon: float) -> Value:
         """See Ops. The mean of squares plus epsilon is a product with a row of 1/n, and a bias: one operation."""
         x = self.compute(x)
         width = x.dims[-1]
@@ -205,12 +207,12 @@ class ExecuTorchOps:
     def _epsilon(self, epsilon: float) -> str:
         return self._file.named(f"epsilon {epsilon!r}", [np.array([epsilon], np.float32)])
 
-    def add_norm(self, x: Value, residual: Value, name: str, epsilon: float) -> tuple[Tensor, Tensor]:
+    def add_norm(self, x: Value, residual: Value, name: str, epsilon: float) -> tuple[Value, Value]:
         """See Ops."""
         total = self._binary("XNNAdd", self.compute(residual), self.compute(x))
         return self.rms_norm(total, name, epsilon), total
 
-    def attention(self, qkv: Value, layer: int, attention: Attention) -> Tensor:
+    def attention(self, qkv: Value, layer: int, attention: Attention) -> Value:
         """See Ops. The caches are (1, context, kv heads, head_dim), as custom_sdpa reads them."""
         assert isinstance(qkv, Product)
         if attention.window is not None or attention.softcap is not None:
@@ -254,8 +256,7 @@ class ExecuTorchOps:
         offsets, sizes = [0] * len(x.dims), [0] * len(x.dims)
         offsets[axis], sizes[axis] = start, size
         dims = (*x.dims[:axis], size, *x.dims[axis + 1 :])
-        fields = {"num_dims": len(dims), "offsets": offsets, "sizes": sizes}
-        return self._xnn("XNNStaticSlice", {"input_id": x}, dims, **fields)
+        return self._xnn("XNNStaticSlice", {"input_id": x}, dims, num_dims=len(dims), offsets=offsets, sizes=sizes)
 
     def _rotate(self, x: Tensor) -> Tensor:
         """x * (cos, cos) + (second half, first half) * (-sin, sin)."""
@@ -265,20 +266,20 @@ class ExecuTorchOps:
         along = self._binary("XNNMultiply", x, self._cosines)
         return self._binary("XNNAdd", along, self._binary("XNNMultiply", swapped, self._sines))
 
-    def gated(self, gate_up: Value, activation: str) -> Tensor:
+    def gated(self, gate_up: Value, activation: str) -> Value:
         """See Ops."""
         assert isinstance(gate_up, Product)
         assert activation == "silu", activation
         gate, up = (self._multiply(gate_up.x, (name,)) for name in gate_up.names)
         return self._binary("XNNMultiply", self._binary("XNNMultiply", gate, self._unary("XNNSigmoid", gate)), up)
 
-    def last_token(self, x: Value) -> Tensor:
+    def last_token(self, x: Value) -> Value:
         """See Ops."""
         x = self.compute(x)
         if self._every_token:
             return x
-        arguments = [x, 1, -1, _TO_THE_END, 1]
-        return self._kernel("aten::slice_copy.Tensor_out", arguments, (1, 1, x.dims[-1]))
+        dims = (1, 1, x.dims[-1])
+        return self._kernel("aten::slice_copy.Tensor_out", [x, 1, -1, _TO_THE_END, 1], dims)
 
 
 def high_first(table: QuantizedTensor) -> NDArray[np.uint8]:

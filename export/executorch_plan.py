@@ -160,7 +160,7 @@ def constant_plan(name: str, values: Sequence[int | bool]) -> dict[str, Any]:
 
 
 def _plan(name: str, values: list[dict[str, Any]], outputs: list[int]) -> dict[str, Any]:
-    """A method without instructions. How inputs and outputs are nested is told in pytree's notation: here, not at all."""
+    """A method without instructions. How its results are nested is told in pytree's notation: here, not at all."""
     return {
         "name": name,
         "container_meta_type": {"encoded_inp_str": "", "encoded_out_str": f"[1, {_LEAF}]"},

@@ -34,9 +34,18 @@ def compile_flatbuffers(schema: str, contents: Sequence[Mapping[str, Any]]) -> l
         sources = [Path(scratch) / f"{index}.json" for index in range(len(contents))]
         for source, content in zip(sources, contents, strict=True):
             source.write_text(json.dumps(content))
-        command = [package / "data/bin/flatc", "--binary", "-o", scratch, package / schema, *sources]
+        command = [
+            str(package / "data/bin/flatc"),
+            "--binary",
+            "-o",
+            scratch,
+            str(package / schema),
+            *map(str, sources),
+        ]
         outcome = subprocess.run(command, capture_output=True, text=True, check=False)
         if outcome.returncode:
             raise RuntimeError(f"flatc refused what we wrote: {(outcome.stdout + outcome.stderr)[-2000:]}")
-        results = [next(p for p in Path(scratch).glob(f"{index}.*") if p.suffix != ".json") for index in range(len(contents))]
+        results = [
+            next(p for p in Path(scratch).glob(f"{index}.*") if p.suffix != ".json") for index in range(len(contents))
+        ]
         return [result.read_bytes() for result in results]
