@@ -218,8 +218,22 @@ class ExecuTorchOps:
         if attention.window is not None or attention.softcap is not None:
             raise InputError("the ExecuTorch target has no sliding window or soft-cap yet; export with --to onnx")
         query, key, value = qkv.names
-        q, k = self._rotated(qkv.x, query, key, attention)
-        v = self._heads(self._multiply(qkv.x, (value,)), attention)
+        v = Product(qkv.x, (value,))
+        if self._form(query) != self._form(key):
+            q, k = (self._multiply(qkv.x, (name,)) for name in (query, key))
+            return self.attend(q, k, self.compute(v), attention)
+        both = self._rotate(self._heads(self._multiply(qkv.x, (query, key)), attention))
+        q = self._slice(both, 2, 0, attention.heads)
+        k = self._slice(both, 2, attention.heads, attention.kv_heads)
+        return self._cached(q, k, self._heads(self.compute(v), attention), attention)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, attention: Attention) -> Tensor:
+        """Attention for queries, keys and values apart, each (1, tokens, width)."""
+        q, k = (self._rotate(self._heads(x, attention)) for x in (q, k))
+        return self._cached(q, k, self._heads(v, attention), attention)
+
+    def _cached(self, q: Tensor, k: Tensor, v: Tensor, attention: Attention) -> Tensor:
+        """Rotated queries over the cache with the new keys and values, each (1, tokens, heads, head_dim)."""
         dims = (1, self._context, attention.kv_heads, attention.head_dim)
         caches = Cache(dims), Cache(dims)
         for new, cache in zip((k, v), caches, strict=True):
@@ -228,15 +242,6 @@ class ExecuTorchOps:
         arguments = [q, *caches, self._start, None, 0.0, True, None if default else attention.scale]
         mixed = self._kernel("llama::custom_sdpa.out", arguments, q.dims)
         return self._reshape(mixed, (1, TOKENS, attention.query_width))
-
-    def _rotated(self, x: Tensor, query: str, key: str, attention: Attention) -> tuple[Tensor, Tensor]:
-        """Queries and keys, each (1, tokens, heads, head_dim): one product and one rotation if their formats agree."""
-        if self._form(query) != self._form(key):
-            q, k = (self._rotate(self._heads(self._multiply(x, (name,)), attention)) for name in (query, key))
-            return q, k
-        both = self._rotate(self._heads(self._multiply(x, (query, key)), attention))
-        q = self._slice(both, 2, 0, attention.heads)
-        return q, self._slice(both, 2, attention.heads, attention.kv_heads)
 
     def _form(self, name: str) -> tuple[str, int | None, bool]:
         """What must agree for weights to be one."""
@@ -271,6 +276,10 @@ class ExecuTorchOps:
         assert isinstance(gate_up, Product)
         assert activation == "silu", activation
         gate, up = (self._multiply(gate_up.x, (name,)) for name in gate_up.names)
+        return self.gate(gate, up)
+
+    def gate(self, gate: Tensor, up: Tensor) -> Tensor:
+        """silu(gate) * up for two tensors; XNNPACK has no silu of its own."""
         return self._binary("XNNMultiply", self._binary("XNNMultiply", gate, self._unary("XNNSigmoid", gate)), up)
 
     def last_token(self, x: Value) -> Value:

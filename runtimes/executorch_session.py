@@ -6,10 +6,10 @@ import functools
 import importlib.metadata
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ from ..errors import InputError
 from ..export.executorch_file import MODEL_FILE
 from ..export.executorch_schema import MISSING, package_folder
 from .session import check_tokens
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _CUSTOM_OPS = "extension/llm/custom_ops/libcustom_ops_aot_lib.so"
 _QUANTIZED_OPS = "kernels/quantized/libquantized_ops_aot_lib.so"
@@ -74,6 +77,15 @@ def _quiet() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(sink)
+
+
+def load_forward(path: Path) -> Callable[[list[Tensor]], Tensor]:
+    """The method forward of a program that has no other; the program lives as long as what is returned."""
+    _, runtime = import_executorch()
+    with _quiet():
+        program = runtime._load_program(str(path))
+        method = program.load_method("forward")
+    return lambda inputs: (program, method(inputs)[0])[1]
 
 
 class ExecuTorchSession:

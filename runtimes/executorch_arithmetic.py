@@ -1,0 +1,24 @@
+"""The arithmetic of XNNPACK's int8 activations, emulated."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..quantize.tensor import QuantizedTensor
+
+
+def int8_per_token(x: Tensor, weight: QuantizedTensor) -> Tensor:
+    """The input of a quantised linear as its kernel sees it: each token's (..., in) rounded to int8 by its own range.
+
+    Follows XNNPACK (src/xnnpack/quantization.h, xnn_qd8_asymmetric_quantization_params): the range includes 0, and the
+    zero point comes from that end of the range where it causes the smaller error.
+    """
+    lowest = x.amin(-1, keepdim=True).clamp(max=0)
+    highest = x.amax(-1, keepdim=True).clamp(min=0)
+    scale = torch.where(lowest == highest, 1, 255 / (highest - lowest))
+    low, high = lowest * scale, highest * scale
+    zero = torch.where((-128 + low) + (127 + high) > 0, -128 - low, 127 - high)
+    zero = torch.round(zero.clamp(-128, 127))
+    codes = (torch.round(x * scale) + zero).clamp(-128, 127)
+    return (codes - zero) * (1 / scale)

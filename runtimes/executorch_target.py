@@ -1,0 +1,66 @@
+"""ExecuTorch as a target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..export.config import ModelConfig
+from ..quantize.store import Weights
+from . import executorch_session
+from .session import Session
+from .target import ReadBack, Target
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def _write(folder: Path, config: ModelConfig, weights: Weights, context: int) -> None:
+    from ..export.to_executorch import write_executorch
+
+    write_executorch(folder, config, weights, context)
+
+
+def _read_back(folder: Path, config: ModelConfig) -> ReadBack:
+    from .pte_reader import read_back
+
+    return read_back(folder, config)
+
+
+def _open(folder: Path, threads: int) -> Session:
+    return executorch_session.ExecuTorchSession(folder, threads)
+
+
+def _exact(folder: Path, config: ModelConfig, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+    from .executorch_exact import exact_logits
+
+    return exact_logits(folder, config, tokens)
+
+
+def _emulate(
+    weights: Weights,
+    config: ModelConfig,
+    tokens: NDArray[np.int64],
+    *,
+    embedding_noise: Callable[[Tensor], Tensor] | None = None,
+    first: int = 0,
+) -> NDArray[np.float32]:
+    from ..export.to_torch import reference_logits
+    from .executorch_arithmetic import int8_per_token
+
+    return reference_logits(weights, config, tokens, int8_per_token, embedding_noise, first)
+
+
+def _locate(folder: Path, config: ModelConfig, weights: Weights, tokens: NDArray[np.int64]) -> str:
+    from .executorch_exact import locate
+
+    return locate(folder, config, weights, tokens)
+
+
+EXECUTORCH = Target(
+    "executorch", _write, _read_back, _open, _exact, _emulate, executorch_session.version, _locate,
+)  # fmt: skip
