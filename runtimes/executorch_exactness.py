@@ -64,9 +64,7 @@ class Excerpt:
         return weight.rows(0, _ROWS) if isinstance(weight, QuantizedTensor) else weight[:_ROWS]
 
 
-def one_layer_exactness(
-    config: ModelConfig, weights: Weights, layers: Sequence[int] | None = None
-) -> dict[str, float]:
+def one_layer_exactness(config: ModelConfig, weights: Weights, layers: Sequence[int] | None = None) -> dict[str, float]:
     """How far ExecuTorch is from the emulation, for every operation of some layers and for each of these layers whole.
 
     layers  which; None is the first, the middle and the last one
@@ -160,9 +158,14 @@ class Witness:
     def linear(self, x: Tensor, names: tuple[str, ...]) -> Tensor:
         """See Ops. Each weight alone; with which others it is computed does not change what it computes."""
         for name in names:
-            one = self._reference.linear(x, (name,))
-            self._compare(name.removesuffix(".weight"), one, [x], lambda ops, given, n=name: ops.linear(given[0], (n,)))
+            self._compare_one(x, name)
         return self._reference.linear(x, names)
+
+    def _compare_one(self, x: Tensor, name: str) -> None:
+        def write(ops: ExecuTorchOps, given: list[Value]) -> Value:
+            return ops.linear(given[0], (name,))
+
+        self._compare(name.removesuffix(".weight"), self._reference.linear(x, (name,)), [x], write)
 
     def rms_norm(self, x: Tensor, name: str, epsilon: float) -> Tensor:
         """See Ops."""
@@ -202,5 +205,3 @@ class Witness:
     def last_token(self, x: Tensor) -> Tensor:
         """See Ops. All of them."""
         return x
-
-

@@ -40,7 +40,7 @@ def import_executorch() -> tuple[Any, Any]:
             from executorch.extension.pybindings import _C
 
             for library in (_CUSTOM_OPS, _QUANTIZED_OPS):
-                torch.ops.load_library(package / library)  # type: ignore[no-untyped-call]
+                torch.ops.load_library(package / library)
         except (ImportError, OSError) as error:
             raise InputError(f"{MISSING} ({error})") from error
     return torch, _C
@@ -145,7 +145,7 @@ class ExecuTorchSession:
         return logits
 
     def run_all(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Append tokens; float32 (n, vocab_size): logits of each call's last token, or of all if the program has them."""
+        """Append tokens; float32 (n, vocab_size): logits of each call's last token, all if it gives them."""
         check_tokens(self, tokens)
         chunks = [tokens[start : start + self._most] for start in range(0, len(tokens), self._most)]
         logits = [self._call(chunk) for chunk in chunks]

@@ -21,6 +21,8 @@ def inspect(path: str) -> dict[str, Any]:
         return _inspect_bundle(place)
     if place.is_file() and place.suffix == ".onnx":
         return _inspect_onnx(place)
+    if place.is_file() and place.suffix == ".pte":
+        return _inspect_pte(place)
     return _inspect_checkpoint(path)
 
 
@@ -68,6 +70,22 @@ def _inspect_onnx(path: Path) -> dict[str, Any]:
         "inputs": len(model.graph.input),
         "outputs": len(model.graph.output),
         "metadata": {entry.key: entry.value for entry in model.metadata_props},
+    }
+
+
+def _inspect_pte(path: Path) -> dict[str, Any]:
+    from .pte_file import inspect_pte
+
+    report = inspect_pte(path)
+    return {
+        "kind": "executorch",
+        "file_bytes": report.file_bytes,
+        "backends": dict(report.backends),
+        "delegated": dict(report.delegated),
+        "kernels": dict(report.kernels),
+        "weights_bytes": dict(report.weights),
+        "planned_bytes": report.planned_bytes,
+        "constant_methods": dict(report.constant_methods),
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,6 +100,14 @@ class PteFlow:
                 waiting.remove(operation)
                 return operation
         return None
+
+    def first(self, op: str, sources: Sequence[Hashable], accept: Callable[[Operation], bool]) -> Operation | None:
+        """The next operation of this kind whose first input is one of the sources; it is not offered again."""
+        waiting = self._waiting.get(op, [])
+        found = next((o for o in waiting if o.inputs[0] in sources and accept(o)), None)
+        if found:
+            waiting.remove(found)
+        return found
 
     def take(
         self, op: str, inputs: tuple[object, ...], what: str, accept: Callable[[Operation], bool] | None = None

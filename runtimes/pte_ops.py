@@ -103,13 +103,13 @@ class PteOps:
         def fits(operation: Operation) -> bool:
             return bool(operation.value("filter_id")["dims"] == [self._rows(names), self._shapes[names[0]][1]])
 
-        for source in (x, *(operation.output for operation in self._converted(x))):
-            found = self._flow.find("XNNFullyConnected", (source,), fits)
-            if found:
-                self._check_activations(found, names[0], source != x)
-                self._note_rows(found, names)
-                return found.output
-        return None
+        sources = (x, *(operation.output for operation in self._converted(x)))
+        found = self._flow.first("XNNFullyConnected", sources, fits)
+        if found is None:
+            return None
+        self._check_activations(found, names[0], found.inputs[0] != x)
+        self._note_rows(found, names)
+        return found.output
 
     def _converted(self, x: Hashable) -> list[Operation]:
         """The conversions of x to int8, which several products may share."""

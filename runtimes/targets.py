@@ -12,6 +12,7 @@ from .target import Target
 # name -> (module here, its Target, packages it needs)
 TARGETS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
     "onnx": ("onnx_target", "ONNX", ("onnx", "onnxruntime")),
+    "executorch": ("executorch_target", "EXECUTORCH", ("executorch", "torch")),
 }
 
 
