@@ -43,6 +43,7 @@ class Manifest:
     licence         SPDX identifier or name, if the source states one
     weights         name -> fingerprints of the canonical tensor (see ``fingerprint``)
     quantization    name -> relative error that quantising the tensor made
+    notes           what could not be done and why, a line each
     files           path in the bundle -> size and hash
     certificate     what ``verify`` found
     """
@@ -57,6 +58,7 @@ class Manifest:
     licence: str | None
     weights: Mapping[str, Mapping[str, str]]
     quantization: Mapping[str, float]
+    notes: tuple[str, ...] = ()
     files: Mapping[str, FileEntry] = field(default_factory=dict)
     certificate: Mapping[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
@@ -126,7 +128,7 @@ def read_manifest(folder: Path) -> Manifest:
             )
         for key in ("source", "files"):
             content[key] = {_safe(folder, name): FileEntry(**entry) for name, entry in content[key].items()}
-        manifest = Manifest(**content | {"stop_tokens": tuple(content["stop_tokens"])})
+        manifest = Manifest(**content | {key: tuple(content[key]) for key in ("stop_tokens", "notes")})
         _check_types(manifest)
         return manifest
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from ..export.open_checkpoint import open_checkpoint
 from ..quantize.recipe import Recipe, load_recipe
 from ..quantize.store import CanonicalFile, save_canonical
 from .certificate import Certificate
+from .chat_template import load_chat_template
+from .chat_turns import chat_turns
 from .golden import PROMPTS, Golden, expectation, make_sequences, read_prose, write_golden
 from .judge import JUDGE_STEPS, CheckpointWeights, Judgement, judge, runtime_limit
 from .progress import Progress, silent
@@ -78,12 +81,13 @@ def export(
         raise InputError("name at least one target with --to")
     opened = _open(model, recipe, context)
     with staging(output, overwrite) as folder:
+        notes = _write_texts(opened, folder)
         fingerprints, errors = _quantize(opened, folder / _CANONICAL_FILE, progress)
         _lower(opened, targets, folder, progress)
         certificate = _verify(opened, targets, folder, fingerprints, progress)
         (folder / _CANONICAL_FILE).unlink()
         with progress("Hashing the files"):
-            write_manifest(folder, _manifest(opened, folder, fingerprints, errors, certificate))
+            write_manifest(folder, _manifest(opened, folder, fingerprints, errors, certificate, notes))
     worst = sorted(errors, key=lambda error: -error.relative_error)[:5]
     return ExportReport(output, certificate, tuple(worst))
 
@@ -112,6 +116,19 @@ def _open(model: str, recipe: str, context: int | None) -> _Model:
     )
 
 
+def _write_texts(model: _Model, folder: Path) -> tuple[str, ...]:
+    """Tokenizer, template, and the template taken apart for apps without Jinja; what could not be done, and why."""
+    for name, content in model.files.items():
+        (folder / name).write_bytes(content)
+    if "chat_template.jinja" not in model.files:
+        return ("no chat_turns.json: the model has no chat template",)
+    turns, reason = chat_turns(load_chat_template(folder).render)
+    if turns is None:
+        return (f"no chat_turns.json: {reason}",)
+    (folder / "chat_turns.json").write_text(json.dumps(turns, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return ()
+
+
 def _quantize(model: _Model, path: Path, progress: Progress) -> tuple[dict[str, dict[str, str]], list[TensorError]]:
     """Write the canonical weights; their fingerprints and errors by name."""
     names = list(model.checkpoint.names())
@@ -128,9 +145,7 @@ def _quantize(model: _Model, path: Path, progress: Progress) -> tuple[dict[str, 
 
 
 def _lower(model: _Model, targets: Sequence[Target], folder: Path, progress: Progress) -> None:
-    """Write every target's artifact, and the files beside them."""
-    for name, content in model.files.items():
-        (folder / name).write_bytes(content)
+    """Write every target's artifact."""
     for target in targets:
         with progress(f"Writing {target.name}"):
             (folder / target.name).mkdir()
@@ -198,6 +213,7 @@ def _manifest(
     fingerprints: Mapping[str, Mapping[str, str]],
     errors: Sequence[TensorError],
     certificate: Certificate,
+    notes: tuple[str, ...],
 ) -> Manifest:
     source: dict[str, FileEntry] = {path.name: hash_file(path) for path in model.checkpoint.files}
     return Manifest(
@@ -211,6 +227,7 @@ def _manifest(
         licence=model.checkpoint.licence,
         weights=fingerprints,
         quantization={error.name: round(error.relative_error, 6) for error in errors},
+        notes=notes,
         files=hash_folder(folder),
         certificate=certificate.to_json(),
     )

@@ -44,6 +44,7 @@ def _inspect_bundle(folder: Path) -> dict[str, Any]:
         "source": {name: {"size_bytes": e.size_bytes, "sha256": e.sha256} for name, e in manifest.source.items()},
         "targets_bytes": sizes,
         "formats": dict(Counter(prints["format"].split()[0] for prints in manifest.weights.values())),
+        "notes": list(manifest.notes),
         "passed": manifest.certificate.get("passed"),
         "changed_files": changed_files(folder, manifest),
     }

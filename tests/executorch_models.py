@@ -6,12 +6,11 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 import numpy as np
-from tiny import tiny_llama
-
 from pocketlm.export.canonical import quantize_tensor
 from pocketlm.export.config import parse_config
 from pocketlm.export.to_executorch import write_executorch
 from pocketlm.quantize.recipe import load_recipe, parse_recipe
+from tiny import tiny_llama
 
 CONTEXT = 64
 RECIPES = {
