@@ -23,6 +23,11 @@ class Checkpoint(Protocol):
         """The files that the weights come from."""
         ...
 
+    @property
+    def licence(self) -> str | None:
+        """The model's licence as its files state it (``apache-2.0``), if they do."""
+        ...
+
     def names(self) -> Sequence[str]:
         """The names of all tensors, as Hugging Face has them."""
         ...

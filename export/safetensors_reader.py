@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -67,6 +68,16 @@ class SafetensorsReader:
     def files(self) -> Sequence[Path]:
         """See Checkpoint."""
         return self._files
+
+    @property
+    def licence(self) -> str | None:
+        """See Checkpoint. Model cards state it between the first two lines of dashes in README.md."""
+        card = self._folder / "README.md"
+        if not card.is_file():
+            return None
+        parts = re.split(r"^---\s*$", card.read_text(errors="replace"), maxsplit=2, flags=re.MULTILINE)
+        found = re.search(r"^license:[ \t]*([\w.-]+)", parts[1], re.MULTILINE) if len(parts) == 3 else None
+        return found[1] if found else None
 
     def names(self) -> Sequence[str]:
         """See Checkpoint."""

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from pocketlm.errors import InputError
 from pocketlm.export.safetensors_reader import SafetensorsReader
-
-from .tiny import CHAT_TEMPLATE, tiny_llama
+from tiny import CHAT_TEMPLATE, tiny_llama
 
 
 def transformers_state(folder: Path) -> dict[str, np.ndarray]:
@@ -202,3 +201,17 @@ def test_tokenizer_files_are_completed_from_older_places(folder: Path) -> None:
         assert files["chat_template.jinja"] == b"A"
     generation = json.loads(files["generation_config.json"])
     assert generation == {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        ("---\nlanguage: en\nlicense: apache-2.0\n---\n# Model\n", "apache-2.0"),
+        ("---\nlanguage: en\n---\nlicense: mit\n", None),
+        ("license: mit", None),
+    ],
+)
+def test_licence_of_the_model_card(folder: Path, card: str, licence: str | None) -> None:
+    assert SafetensorsReader(folder).licence is None
+    (folder / "README.md").write_text(card)
+    assert SafetensorsReader(folder).licence == licence
