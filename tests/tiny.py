@@ -131,8 +131,18 @@ def write_tokenizer(folder: Path, vocab: int = 512) -> None:
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2))
 
 
-def tiny_gguf(path: Path, source: Path, weight_type: str = "F32", **overrides: str) -> Path:
+def tiny_gguf(
+    path: Path,
+    source: Path,
+    weight_type: str = "F32",
+    *,
+    pre: str = "smollm",
+    sentencepiece: Path | None = None,
+    **overrides: str,
+) -> Path:
     """Write a folder made by tiny_llama as GGUF, the way llama.cpp's converter does; return the path.
+
+    ``pre`` is the tokenizer.ggml.pre to claim; ``sentencepiece`` a .model file to take the tokenizer from instead.
 
     ``weight_type`` is the type of all matrices (a name of gguf.GGMLQuantizationType that gguf can quantise to);
     ``overrides`` give other types to single tensors, with ``__`` for dots (token_embd__weight="Q8_0").
@@ -144,7 +154,10 @@ def tiny_gguf(path: Path, source: Path, weight_type: str = "F32", **overrides: s
     config = json.loads((source / "config.json").read_text())
     writer = gguf.GGUFWriter(path, "llama")
     _write_gguf_config(writer, config)
-    _write_gguf_tokenizer(writer, source, config["vocab_size"])
+    if sentencepiece is None:
+        _write_gguf_tokenizer(writer, source, config["vocab_size"], pre)
+    else:
+        _write_sentencepiece(writer, sentencepiece, config["vocab_size"])
     if config["rope_parameters"]["rope_type"] == "llama3":
         writer.add_tensor("rope_freqs.weight", _rope_factors(config))
     for name, value in _gguf_state(source, config).items():
@@ -215,7 +228,33 @@ def _write_gguf_config(writer: Any, config: Mapping[str, Any]) -> None:
         writer.add_rope_scaling_factor(rope["factor"])
 
 
-def _write_gguf_tokenizer(writer: Any, source: Path, vocab: int) -> None:
+def _write_sentencepiece(writer: Any, model: Path, vocab: int) -> None:
+    """As convert_hf_to_gguf.py does it in _set_vocab_sentencepiece."""
+    import gguf
+    from sentencepiece import SentencePieceProcessor
+
+    pieces = SentencePieceProcessor(str(model))
+    tokens, scores, kinds = [], [], []
+    for i in range(vocab):
+        real = i < pieces.vocab_size()
+        tokens.append(pieces.id_to_piece(i) if real else f"[PAD{i}]")
+        scores.append(pieces.get_score(i) if real else -1000.0)
+        kind = gguf.TokenType.UNUSED if not real else gguf.TokenType.NORMAL
+        for test, name in ("unknown", "UNKNOWN"), ("control", "CONTROL"), ("byte", "BYTE"):
+            if real and getattr(pieces, f"is_{test}")(i):
+                kind = gguf.TokenType[name]
+        kinds.append(int(kind))
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(tokens)
+    writer.add_token_scores(scores)
+    writer.add_token_types(kinds)
+    writer.add_unk_token_id(pieces.unk_id())
+    writer.add_bos_token_id(pieces.bos_id())
+    writer.add_eos_token_id(pieces.eos_id())
+
+
+def _write_gguf_tokenizer(writer: Any, source: Path, vocab: int, pre: str) -> None:
     import gguf
 
     tokenizer = json.loads((source / "tokenizer.json").read_text())
@@ -226,7 +265,7 @@ def _write_gguf_tokenizer(writer: Any, source: Path, vocab: int) -> None:
         tokens[i] = token
         kinds[i] = int(gguf.TokenType.CONTROL if i in special else gguf.TokenType.NORMAL)
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
+    writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
     writer.add_token_merges([" ".join(pair) for pair in tokenizer["model"]["merges"]])
