@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from .gguf_config import rebuild_config
 from .gguf_header import GgufHeader, TensorInfo, read_header
-from .reading import require_finite
+from .reading import release, require_finite
 
 _OUTSIDE_NAMES = {
     "token_embd": "model.embed_tokens",
@@ -126,6 +126,7 @@ class GgufReader:
             for start in range(0, len(values), step):
                 rows = raw[start : start + step]
                 values[start : start + step] = dequantize(rows, GGMLQuantizationType[info.kind])
+        release(self._data, info.offset, info.size_bytes)
         return require_finite(values.reshape(info.shape), self._path, name)
 
 

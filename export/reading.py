@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,16 @@ def require_finite(values: NDArray[np.float32], path: Path, name: str) -> NDArra
     if values.size and not (np.isfinite(values.min()) and np.isfinite(values.max())):
         raise InputError(f"{path}: tensor {name} holds NaN or infinite values; the file is damaged or badly converted")
     return values
+
+
+def release(mapped: mmap.mmap, start: int, size_bytes: int) -> None:
+    """Let go of the pages of a tensor that has been read; they come back from the file if they are touched again.
+
+    Without this a process seems to hold all of the file that it ever read. Windows has no such call.
+    """
+    if hasattr(mapped, "madvise") and size_bytes:
+        aligned = start - start % mmap.PAGESIZE
+        mapped.madvise(mmap.MADV_DONTNEED, aligned, start + size_bytes - aligned)
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from .families import FAMILIES
 from .folder_tokenizer import read_tokenizer_files
-from .reading import read_json_object, require_finite
+from .reading import read_json_object, release, require_finite
 
 _ONE_FILE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -94,7 +94,9 @@ class SafetensorsReader:
     def read(self, name: str) -> NDArray[np.float32]:
         """See Checkpoint."""
         stored = self._tensors[name]
-        values = _to_float32(self._raw(stored), stored.dtype).reshape(stored.shape)
+        raw = self._raw(stored)
+        values = _to_float32(raw, stored.dtype).reshape(stored.shape)
+        release(self._maps[stored.shard], stored.start, raw.nbytes)
         return require_finite(values, stored.shard, name)
 
     def tokenizer_files(self) -> Mapping[str, bytes]:
