@@ -241,8 +241,8 @@ def _contents(turns: Mapping[str, Any], messages: Sequence[Message]) -> Iterator
     cut = turns["cut"]
     for message in messages:
         role, content = message["role"], message["content"]
-        if role == "assistant" and cut and cut["behind"] in content:
-            content = content.rpartition(cut["behind"])[2].lstrip(cut["trim_left"])
         if not content.strip(_WHITE_SPACE):
             raise InputError(f"a message of the {role} is empty; leave it out")
+        if role == "assistant" and cut and cut["behind"] in content:
+            content = content.rpartition(cut["behind"])[2].lstrip(cut["trim_left"])
         yield role, content

@@ -110,11 +110,11 @@ class OnnxWeights:
 
     def _read_quantized(self, codes: str, scales: str, node: Any, rows: slice) -> QuantizedTensor:
         attributes = _attributes(node)
-        bits, block = attributes["bits"], attributes["block_size"]
+        bits, block = int(attributes["bits"]), int(attributes["block_size"])
         packed = self._read(codes)[rows]
         packed = packed.reshape(packed.shape[0], -1)
         unpacked = unpack_int4(packed) if bits == 4 else (packed ^ np.uint8(128)).view(np.int8)
-        columns: int = attributes.get("K", unpacked.shape[1])
+        columns = int(attributes["K"]) if "K" in attributes else int(unpacked.shape[1])
         return QuantizedTensor(
             unpacked[:, :columns], _group_scales(self._read(scales)[rows], columns, block, bits), bits
         )

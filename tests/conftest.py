@@ -3,7 +3,10 @@
 import pytest
 from hypothesis import settings
 
-settings.register_profile("shared", deadline=None)  # imports and caches make the first example slow
+# Imports and caches make the first example slow. CI draws the same examples each time; to look for new ones, run
+# pytest with --hypothesis-profile=explore.
+settings.register_profile("explore", deadline=None)
+settings.register_profile("shared", deadline=None, derandomize=True)
 settings.load_profile("shared")
 
 
