@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -48,7 +49,11 @@ def measure(script: str, *arguments: str) -> list[float]:
     """Run a script in its own process; the numbers it prints last."""
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
-            [sys.executable, "-c", script, *arguments, folder], check=True, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", script, *arguments, folder],
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"},  # as the command line sets it
         )
     numbers: list[float] = json.loads(done.stdout.splitlines()[-1])
     return numbers

@@ -1,5 +1,9 @@
 """What several test modules share: tiny models, and bundles exported from them once for the whole run."""
 
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is imported
+
 import pytest
 from hypothesis import settings
 
