@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ from ..quantize.tensor import QuantizedTensor
 
 MANIFEST_FILE = "pocketlm.json"
 SCHEMA_VERSION = 1
+_PARTIAL = ".partial"
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,9 @@ def staging(final: Path, overwrite: bool) -> Iterator[Path]:
         raise InputError(f"{final} exists and is not a bundle; it will not be replaced, name another folder with -o")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".partial", dir=final.parent))
+        _remove_abandoned(final)
+        prefix = f".{final.name}.{os.getpid()}."
+        folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=_PARTIAL, dir=final.parent))
     except OSError as error:
         raise InputError(f"{final}: cannot be written ({error.strerror})") from error
     try:
@@ -184,6 +188,24 @@ def staging(final: Path, overwrite: bool) -> Iterator[Path]:
         raise InputError(f"{final}: cannot be written ({error.strerror}); nothing was left there") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_abandoned(final: Path) -> None:
+    """Remove what an export to the same place left when it was killed: its process is no more."""
+    for folder in final.parent.glob(f".{glob.escape(final.name)}.*{_PARTIAL}"):
+        owner = folder.name.removeprefix(f".{final.name}.").partition(".")[0]
+        if owner.isdigit() and not _is_running(int(owner)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _put_in_place(folder: Path, final: Path) -> None:
