@@ -175,10 +175,10 @@ def _verify(
     from ..export.to_torch import reference_logits
 
     tokenizer = load_tokenizer(folder)
-    encoded = encode_prompts(folder, tokenizer)
+    encoded, prose = encode_prompts(folder, tokenizer), tokenizer.encode(read_prose(), special=False)
     with progress("Answering the golden prompts"):
         session = targets[0].open_session(folder / targets[0].name, 2)
-        evaluation = make_sequences(encoded, tokenizer.encode(read_prose(), special=False), session)
+        evaluation = make_sequences(encoded, prose, tokenizer.beginning(), session)
         del session
     with progress("Running the source model"):
         weights = CheckpointWeights(model.checkpoint)

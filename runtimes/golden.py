@@ -54,18 +54,21 @@ class Golden:
     targets: Mapping[str, Mapping[str, Any]]
 
 
-def make_sequences(prompts: Sequence[Sequence[int]], prose: Sequence[int], session: Session) -> Evaluation:
+def make_sequences(
+    prompts: Sequence[Sequence[int]], prose: Sequence[int], beginning: Sequence[int], session: Session
+) -> Evaluation:
     """Continue each prompt greedily with ``session``, and cut as many pieces of the same length out of the prose.
 
-    All sequences have one length, so that the reference can run them side by side.
+    ``beginning`` is what a text of the model starts with (a begin-of-text token, or nothing). All sequences have one
+    length, so that the reference can run them side by side.
     """
     longest = max(map(len, prompts))
     length = min(session.context, _LONGEST, longest + _CONTINUATION)
     cut = [list(prompt[: max(1, length - _CONTINUATION // 2)]) for prompt in prompts]
     rows = [_continue(session, prompt, length) for prompt in cut]
     step = max(1, (len(prose) - length) // len(prompts))
-    repeated = list(prose) * (1 + length // max(1, len(prose)))
-    rows += [repeated[index * step : index * step + length] for index in range(len(prompts))]
+    repeated = list(prose) * (2 + len(prompts) + length // len(prose))
+    rows += [[*beginning, *repeated[index * step :]][:length] for index in range(len(prompts))]
     return Evaluation(np.array(rows, np.int64), prefill=min(map(len, cut)), prose=len(prompts))
 
 

@@ -16,7 +16,7 @@ from .tokenizer import Tokenizer
 def encode_prompts(folder: Path, tokenizer: Tokenizer) -> list[list[int]]:
     """The ids of the golden prompts: as chats if the model has a template, else as they are."""
     if not (folder / "chat_template.jinja").is_file():
-        return [tokenizer.encode(prompt, special=False) for prompt in PROMPTS]
+        return [tokenizer.beginning() + tokenizer.encode(prompt, special=False) for prompt in PROMPTS]
     template = load_chat_template(folder)
     return [encode_chat(tokenizer, template, [{"role": "user", "content": prompt}]) for prompt in PROMPTS]
 

@@ -49,6 +49,12 @@ class Tokenizer:
             return list(self._library.encode(text, add_special_tokens=False).ids)
         return self.twin(self.special_tokens).encode(text)
 
+    def beginning(self) -> list[int]:
+        """What the tokenizer itself puts in front of a text: a begin-of-text token, or nothing."""
+        whole = list(self._library.encode("a", add_special_tokens=True).ids)
+        plain = list(self._library.encode("a", add_special_tokens=False).ids)
+        return whole[: whole.index(plain[0])] if plain and plain[0] in whole else []
+
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of tokens; control tokens have none."""
         return str(self._library.decode(list(tokens), skip_special_tokens=True))

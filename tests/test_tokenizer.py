@@ -125,3 +125,14 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 def test_text_that_is_not_unicode() -> None:
     with pytest.raises(InputError, match="not valid Unicode"):
         chatml_tokenizer().encode("\udcff", special=False)
+
+
+def test_what_a_tokenizer_puts_in_front_of_a_text() -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    bare = library("byte level")
+    assert Tokenizer(bare.to_str()).beginning() == []
+    token = CONTROL[0]
+    index = bare.token_to_id(token)
+    bare.post_processor = TemplateProcessing(single=f"{token} $A {token}", special_tokens=[(token, index)])
+    assert Tokenizer(bare.to_str()).beginning() == [index]
