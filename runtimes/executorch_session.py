@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib.metadata
 import logging
@@ -79,13 +80,48 @@ def _quiet() -> Iterator[None]:
         os.close(sink)
 
 
+@functools.lru_cache(maxsize=1)
+def _openmp() -> ctypes.CDLL | None:
+    """The OpenMP library that torch brings for Linux; None elsewhere."""
+    torch, _ = import_executorch()
+    libraries = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+    return ctypes.CDLL(str(libraries[0])) if libraries else None
+
+
+@contextmanager
+def _without_openmp() -> Iterator[None]:
+    """Keep OpenMP to one thread while a program runs.
+
+    Each thread of ExecuTorch's pool multiplies small matrices in its attention with torch's BLAS, which would start
+    threads of its own and wait for them: a sixth of a prefill's time, and on a busy machine nearly all of it.
+    """
+    openmp = _openmp()
+    if openmp is None:
+        yield
+        return
+    levels = openmp.omp_get_max_active_levels()
+    openmp.omp_set_max_active_levels(0)
+    try:
+        yield
+    finally:
+        openmp.omp_set_max_active_levels(levels)
+
+
 def load_forward(path: Path) -> Callable[[list[Tensor]], Tensor]:
     """The method forward of a program that has no other; the program lives as long as what is returned."""
     _, runtime = import_executorch()
     with _quiet():
         program = runtime._load_program(str(path))
         method = program.load_method("forward")
-    return lambda inputs: (program, method(inputs)[0])[1]
+
+    def forward(inputs: list[Tensor]) -> Tensor:
+        assert program is not None  # it owns the memory that its method works in
+        with _without_openmp():
+            (output,) = method(inputs)
+        result: Tensor = output
+        return result
+
+    return forward
 
 
 class ExecuTorchSession:
@@ -155,7 +191,8 @@ class ExecuTorchSession:
         ids = self._torch.tensor([tokens], dtype=self._torch.int64)
         position = self._torch.tensor([self._position], dtype=self._torch.int64)
         try:
-            (output,) = self._forward([ids, position])
+            with _without_openmp():
+                (output,) = self._forward([ids, position])
         except RuntimeError as error:
             raise InputError(f"ExecuTorch could not run the model ({str(error).strip().splitlines()[0]})") from error
         self._position += len(tokens)
