@@ -1,0 +1,341 @@
+"""The decoder as a Core ML program: every operation of the decoder written in MIL. No torch, no tracing.
+
+Operators are those of coremltools.converters.mil.mil.ops.defs up to iOS 18. A value of the decoder is a tuple of MIL
+variables that lie side by side in the last axis, so that the outputs of several linears need no concatenation that
+the next operation would take apart again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from coremltools.converters.mil.mil import Builder as mb  # noqa: N813 (its own documentation's name)
+from coremltools.converters.mil.mil import types
+from coremltools.converters.mil.mil.types import np_int4_dtype
+from numpy.typing import NDArray
+
+from ..quantize.store import Weights, bias_of
+from ..quantize.tensor import QuantizedTensor
+from . import apple
+from .config import Attention, ModelConfig, rotary_tables
+
+Value = tuple[Any, ...]  # MIL variables (1, tokens, width)
+
+
+class Constants:
+    """The canonical tensors as arrays that MIL constants are made of, kept so that all functions share them."""
+
+    def __init__(self, weights: Weights, config: ModelConfig, context: int) -> None:
+        self.weights = weights
+        self.half = not apple.computes_in_fp32(weights)
+        attention = config.attention
+        slots = apple.cache_slots(context)
+        self.cosines, self.sines = rotary_tables(attention.rope, attention.head_dim, slots)  # (slots, head_dim / 2)
+        self.blockwise = False  # whether any weight has several scales in a row
+        self._arrays: dict[str, tuple[NDArray[Any], ...]] = {}
+
+    @property
+    def dtype(self) -> type:
+        """What activations are computed in."""
+        return np.float16 if self.half else np.float32
+
+    def arrays(self, name: str) -> tuple[NDArray[Any], ...]:
+        """A tensor's array, or its codes and scales."""
+        if name not in self._arrays:
+            self._arrays[name] = self._load(name)
+        return self._arrays[name]
+
+    def _load(self, name: str) -> tuple[NDArray[Any], ...]:
+        tensor = self.weights[name]
+        if not isinstance(tensor, QuantizedTensor):
+            return (np.ascontiguousarray(tensor),)
+        self.blockwise |= tensor.scales.shape[1] > 1
+        codes = np.ascontiguousarray(tensor.codes)
+        return (codes.view(np_int4_dtype) if tensor.bits == 4 else codes, tensor.scales.astype(self.dtype))
+
+    def variable(self, name: str) -> Any:
+        """The tensor in the current function; compressed if it is quantised."""
+        arrays = self.arrays(name)
+        if len(arrays) == 1:
+            return self.shared(name, arrays[0])
+        codes, scales = (
+            self.shared(f"{name}:{part}", array) for part, array in zip(("codes", "scales"), arrays, strict=True)
+        )
+        return mb.constexpr_blockwise_shift_scale(data=codes, scale=scales, name=apple.identifier(name))
+
+    @staticmethod
+    def shared(name: str, array: NDArray[Any]) -> Any:
+        """A constant that is stored once, however many functions use it."""
+        variable = mb.const(val=array, name=apple.identifier(name))
+        variable.op.weight_id = name
+        return variable
+
+
+class CoreMLOps:
+    """Writes one function. To be used inside ``with Function(...)``: the builder writes into the current function.
+
+    function  which entry point this is
+    inputs    the function's inputs and states by name
+    """
+
+    def __init__(
+        self, constants: Constants, config: ModelConfig, function: apple.Function, inputs: Mapping[str, Any]
+    ) -> None:
+        self._constants = constants
+        self._function = function
+        self._inputs = inputs
+        self._slots = constants.cosines.shape[0]
+        self._tokens = -1 if function.tokens is None else function.tokens
+        self._variables: dict[str, Any] = {}
+        self._states = {name: inputs[name] for name in (apple.KEY_CACHE, apple.VALUE_CACHE)}
+        self._cached: dict[str, Any] = {}
+        self._masks: dict[tuple[int | None, int], Any] = {}
+        self._find_positions()
+        self._write_rotation()
+
+    def _find_positions(self) -> None:
+        """Where the new tokens stand: begin (1,), end (1,), and every row's position (tokens,), all int32."""
+        if self._function.tokens is not None:
+            self._begin = self._inputs[apple.POSITION]
+            count = np.array([self._function.tokens], np.int32)
+            self._end = mb.add(x=self._begin, y=count, name="end_position")
+            rows = np.arange(self._function.tokens, dtype=np.int32)
+        else:  # the mask is as wide as all tokens together: swift-transformers says the position by its shape
+            self._end = _dimension(self._inputs[apple.CAUSAL_MASK], 3)
+            count = _dimension(self._inputs[apple.TOKENS], 1)
+            self._begin = mb.sub(x=self._end, y=count, name="begin_position")
+            rows = mb.range_1d(start=np.int32(0), end=mb.squeeze(x=count, axes=[0]), step=np.int32(1))
+        self._rows = mb.add(x=self._begin, y=rows, name="row_positions")
+
+    def _write_rotation(self) -> None:
+        """Cosines and signed sines of the new tokens, both (1, 1, tokens, head_dim).
+
+        Tables are fp32 and cast after the look-up: a table in fp16 would put an error into the weights of the file
+        that no evaluation could take out again.
+        """
+        cosines, sines = (
+            self._half(mb.gather(x=Constants.shared(f"rotary_{name}", table), indices=self._rows, axis=0))
+            for name, table in (("cosines", self._constants.cosines), ("sines", self._constants.sines))
+        )
+        pairs = (cosines, cosines), (mb.mul(x=sines, y=self._scalar(-1)), sines)
+        self._cosines, self._sines = (
+            mb.expand_dims(x=mb.concat(values=pair, axis=-1), axes=[0, 1], name=f"rotation_{name}")
+            for name, pair in zip(("cosines", "sines"), pairs, strict=True)
+        )
+
+    def _scalar(self, value: float) -> Any:
+        return np.array(value, self._constants.dtype)[()]
+
+    def _half(self, x: Any) -> Any:
+        """``x`` in the precision of the activations."""
+        return mb.cast(x=x, dtype="fp16") if self._constants.half else x
+
+    def _variable(self, name: str) -> Any:
+        """A tensor of the model; one that is used twice (a tied table) is one constant."""
+        if name not in self._variables:
+            self._variables[name] = self._constants.variable(name)
+        return self._variables[name]
+
+    def embed(self, tokens: Value, name: str) -> Value:
+        """See Ops. The table stays compressed in the file; reading rows out of it is what Core ML is asked for."""
+        rows = mb.gather(x=self._variable(name), indices=tokens[0], axis=0, name="embedding")
+        return (self._half(rows) if self._wide(name) else rows,)
+
+    def _wide(self, name: str) -> bool:
+        """Whether a tensor is float32 in a program that computes in fp16."""
+        return self._constants.half and self._constants.arrays(name)[-1].dtype == np.float32
+
+    def linear(self, x: Value, names: tuple[str, ...]) -> Value:
+        """See Ops. One operation for each weight: rows of the file are rows of the checkpoint's tensors."""
+        return tuple(self._one_linear(x[0], name) for name in names)
+
+    def _one_linear(self, x: Any, name: str) -> Any:
+        output = apple.identifier(name.removesuffix(".weight")) + "_output"
+        weight, bias = self._variable(name), None
+        if bias_of(self._constants.weights, name) is not None:
+            bias = self._variable(name.removesuffix("weight") + "bias")
+        if not self._wide(name):
+            return mb.linear(x=x, weight=weight, bias=bias or self._zeros(weight), name=output)
+        wide = mb.linear(x=mb.cast(x=x, dtype="fp32"), weight=weight, bias=self._zeros(weight), name=output + "_fp32")
+        narrow = mb.cast(x=wide, dtype="fp16", name=output)
+        return narrow if bias is None else mb.add(x=narrow, y=bias, name=output + "_biased")
+
+    def _zeros(self, weight: Any) -> Any:
+        """The bias of a linear that has none: MIL stores zeros, and all linears of one size can share them."""
+        dtype = np.float32 if weight.dtype == types.fp32 else np.float16
+        name = f"no_bias_{weight.shape[0]}_{np.dtype(dtype).name}"
+        if name not in self._variables:
+            self._variables[name] = Constants.shared(name, np.zeros(weight.shape[0], dtype))
+        return self._variables[name]
+
+    def rms_norm(self, x: Value, name: str, epsilon: float) -> Value:
+        """See Ops. Written so that nothing between input and output leaves fp16's range.
+
+        Everything is divided by m = max(max|x|, sqrt(epsilon)) first: x / rms(x) is the same for x / m with epsilon /
+        m**2, squares are then at most 1, and a mean of them is at least 1 / width unless epsilon outweighs it.
+        Casting to fp32 would be shorter, but fp32 leaves the Neural Engine; a layer_norm over [x, -x] (ANEMLL's
+        trick) would be shorter too, but whether its inner sum overflows is Apple's secret.
+        """
+        root = mb.const(
+            val=apple.root_of_epsilon(epsilon, self._constants.dtype)[()],
+            name=apple.identifier(name) + "_root_epsilon",
+        )
+        largest = mb.reduce_max(x=mb.abs(x=x[0]), axes=[-1], keep_dims=True)
+        largest = mb.maximum(x=largest, y=root)
+        small = mb.real_div(x=x[0], y=largest)
+        mean = mb.reduce_mean(x=mb.mul(x=small, y=small), axes=[-1], keep_dims=True)
+        rest = mb.real_div(x=root, y=largest)
+        total = mb.add(x=mean, y=mb.mul(x=rest, y=rest))
+        normed = mb.mul(x=small, y=mb.rsqrt(x=total, epsilon=self._scalar(0)))
+        return (mb.mul(x=normed, y=self._variable(name), name=apple.identifier(name.removesuffix(".weight"))),)
+
+    def add_norm(self, x: Value, residual: Value, name: str, epsilon: float) -> tuple[Value, Value]:
+        """See Ops."""
+        total = (mb.add(x=residual[0], y=x[0]),)
+        return self.rms_norm(total, name, epsilon), total
+
+    def attention(self, qkv: Value, layer: int, attention: Attention) -> Value:
+        """See Ops. Queries that share keys are stacked as rows, so that keys and values are never repeated."""
+        query, key, value = qkv
+        queries = self._rotate(self._heads(query, attention.heads, attention.head_dim))
+        keys = self._rotate(self._heads(key, attention.kv_heads, attention.head_dim))
+        values = self._heads(value, attention.kv_heads, attention.head_dim)
+        all_keys = self._remember(apple.KEY_CACHE, keys, layer)
+        all_values = self._remember(apple.VALUE_CACHE, values, layer)
+        sharing = attention.heads // attention.kv_heads
+        if sharing > 1:  # (1, heads, tokens, head_dim) -> (1, kv_heads, sharing * tokens, head_dim)
+            rows = -1 if self._function.tokens is None else sharing * self._function.tokens
+            queries = mb.reshape(x=queries, shape=[1, attention.kv_heads, rows, attention.head_dim])
+        mixed = self._attend(queries, all_keys, all_values, attention, sharing)
+        return (self._merge_heads(mixed, attention, f"model_layers_{layer}_self_attn"),)
+
+    def _heads(self, x: Any, heads: int, head_dim: int) -> Any:
+        """(1, tokens, heads * head_dim) -> (1, heads, tokens, head_dim)."""
+        if self._tokens == 1:
+            return mb.reshape(x=x, shape=[1, heads, 1, head_dim])
+        return mb.transpose(x=mb.reshape(x=x, shape=[1, self._tokens, heads, head_dim]), perm=[0, 2, 1, 3])
+
+    def _merge_heads(self, mixed: Any, attention: Attention, name: str) -> Any:
+        """(1, kv_heads, sharing * tokens, head_dim) -> (1, tokens, query_width)."""
+        if self._tokens == 1:
+            return mb.reshape(x=mixed, shape=[1, 1, attention.query_width], name=name)
+        heads = mb.reshape(x=mixed, shape=[1, attention.heads, self._tokens, attention.head_dim])
+        rows = mb.transpose(x=heads, perm=[0, 2, 1, 3])
+        return mb.reshape(x=rows, shape=[1, self._tokens, attention.query_width], name=name)
+
+    def _rotate(self, x: Any) -> Any:
+        """Rotate each pair (i, i + head_dim / 2) of x (1, heads, tokens, head_dim) by its position."""
+        first, second = mb.split(x=x, num_splits=2, axis=-1)
+        turned = mb.concat(values=(second, first), axis=-1)
+        return mb.add(x=mb.mul(x=x, y=self._cosines), y=mb.mul(x=turned, y=self._sines))
+
+    def _remember(self, state: str, rows: Any, layer: int) -> Any:
+        """Write the new tokens' rows into the cache in place; all of the layer's (1, kv_heads, slots, head_dim)."""
+        if state not in self._cached:
+            self._cached[state] = mb.read_state(input=self._states[state])
+        name = f"layers_{layer}_{state}"
+        first, behind = np.array([layer, 0], np.int32), np.array([layer + 1, 0], np.int32)
+        zero, unmasked, masked = np.array([0], np.int32), [False, True, False, True], [False, True, True, True]
+        if self._constants.half is False:  # Core ML has no states but fp16
+            rows = mb.cast(x=rows, dtype="fp16")
+        updated = mb.slice_update(
+            x=self._cached[state],
+            update=rows,
+            begin=mb.concat(values=(first, self._begin, zero), axis=0),
+            end=mb.concat(values=(behind, self._end, zero), axis=0),
+            begin_mask=unmasked,
+            end_mask=unmasked,
+            name=f"{name}_rows",
+        )
+        self._cached[state] = mb.coreml_update_state(state=self._states[state], value=updated, name=f"{name}_write")
+        fixed = self._function.tokens is not None
+        held = mb.slice_by_index(
+            x=self._cached[state],
+            begin=[layer, 0, 0, 0],
+            end=[layer + 1, 0, 0, 0] if fixed else mb.concat(values=(behind, self._end, zero), axis=0),
+            begin_mask=masked,
+            end_mask=masked if fixed else unmasked,
+            name=f"{name}_read",
+        )
+        return held if self._constants.half else mb.cast(x=held, dtype="fp32")
+
+    def _attend(self, queries: Any, keys: Any, values: Any, attention: Attention, sharing: int) -> Any:
+        """softmax(q.k * scale + mask).v, rows (1, kv_heads, sharing * tokens, head_dim).
+
+        The fused operation runs on the GPU and the Neural Engine, but knows neither another scale nor a soft cap.
+        """
+        usual = attention.head_dim**-0.5
+        mask = self._mask(attention.window, sharing)
+        if attention.softcap is None:
+            if not np.isclose(attention.scale, usual, rtol=1e-6):
+                queries = mb.mul(x=queries, y=self._scalar(attention.scale / usual))
+            return mb.scaled_dot_product_attention(query=queries, key=keys, value=values, attn_mask=mask)
+        queries = mb.mul(x=queries, y=self._scalar(attention.scale))
+        scores = mb.matmul(x=queries, y=keys, transpose_y=True)
+        capped = mb.tanh(x=mb.mul(x=scores, y=self._scalar(1 / attention.softcap)))
+        scores = mb.add(x=mb.mul(x=capped, y=self._scalar(attention.softcap)), y=mask)
+        return mb.matmul(x=mb.softmax(x=scores, axis=-1), y=values)
+
+    def _mask(self, window: int | None, sharing: int) -> Any:
+        """0 where a row may look and HIDDEN elsewhere, (1, 1, sharing * tokens, slots); written once per window."""
+        if (window, sharing) not in self._masks:
+            self._masks[window, sharing] = self._write_mask(window, sharing)
+        return self._masks[window, sharing]
+
+    def _write_mask(self, window: int | None, sharing: int) -> Any:
+        if self._function.tokens is not None:
+            columns = np.arange(self._slots, dtype=np.int32)[None]
+        else:
+            total = mb.squeeze(x=self._end, axes=[0])
+            columns = mb.expand_dims(x=mb.range_1d(start=np.int32(0), end=total, step=np.int32(1)), axes=[0])
+        rows = mb.expand_dims(x=self._rows, axes=[1])  # (tokens, 1) against (1, slots)
+        seen = mb.less_equal(x=columns, y=rows)
+        if window is not None:
+            seen = mb.logical_and(x=seen, y=mb.greater(x=columns, y=mb.sub(x=rows, y=np.int32(window))))
+        if self._function.tokens is None:
+            seen = mb.logical_and(x=seen, y=self._not_skipped(columns))
+        # Arithmetic instead of select, which wants its values at full size: (1 - 1) * -HIDDEN or (0 - 1) * -HIDDEN.
+        ones = mb.cast(x=seen, dtype="fp16" if self._constants.half else "fp32")
+        mask = mb.mul(x=mb.sub(x=ones, y=self._scalar(1)), y=self._scalar(-apple.HIDDEN))
+        mask = mb.expand_dims(x=mask, axes=[0, 1])
+        return mask if sharing == 1 else mb.tile(x=mask, reps=[1, 1, sharing, 1])
+
+    def _not_skipped(self, columns: Any) -> Any:
+        """False for slot 0 if it was skipped: bool, to be combined with the mask.
+
+        swift-transformers' masks are one token wider than the conversation, so that its first token lands in slot 1.
+        Rotary positions are relative, so that does not matter, as long as nobody looks at the empty slot.
+        """
+        if apple.KEY_CACHE not in self._cached:
+            self._cached[apple.KEY_CACHE] = mb.read_state(input=self._states[apple.KEY_CACHE])
+        key = mb.slice_by_index(
+            x=self._cached[apple.KEY_CACHE],
+            begin=[0, 0, 0, 0],
+            end=[1, 0, 1, 0],
+            begin_mask=[False, True, False, True],
+            end_mask=[False, True, False, True],
+        )
+        largest = mb.reduce_max(x=mb.abs(x=key), axes=[1, 2, 3], keep_dims=False)  # (1,)
+        empty = mb.equal(x=largest, y=np.float16(0))
+        skipped = mb.logical_and(x=empty, y=mb.greater(x=self._begin, y=np.int32(0)))
+        return mb.logical_not(x=mb.logical_and(x=mb.equal(x=columns, y=np.int32(0)), y=skipped))
+
+    def gated(self, gate_up: Value, activation: str) -> Value:
+        """See Ops."""
+        assert activation == "silu", activation
+        gate, up = gate_up
+        return (mb.mul(x=mb.silu(x=gate), y=up),)
+
+    def last_token(self, x: Value) -> Value:
+        """See Ops. A prefill chunk may end in padding, so the caller says which row it wants."""
+        if not self._function.one_row:
+            return x
+        return (mb.gather(x=x[0], indices=self._inputs[apple.LOGITS_INDEX], axis=1),)
+
+
+def _dimension(x: Any, axis: int) -> Any:
+    """One dimension of a flexible shape as int32 (1,)."""
+    shape = mb.shape(x=x)
+    return mb.slice_by_index(x=shape, begin=[axis], end=[axis + 1])
