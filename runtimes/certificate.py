@@ -34,6 +34,7 @@ class TargetCertificate:
     failures            one line for each limit that was exceeded, naming what and by how much; empty if passed
     evaluated_by        what ran the artifact
     notes               what a reader must know to understand the figures
+    lint                constructs known to be slow or to fail on a device, with their sources
     size_bytes          of the artifact; ``seconds`` the time its verification took
     None where a thing was not measured: quantization and total without the source model, conversion where the runtime
     cannot compute with fp32 activations.
@@ -51,6 +52,7 @@ class TargetCertificate:
     failures: tuple[str, ...]
     evaluated_by: str
     notes: tuple[str, ...] = ()
+    lint: tuple[str, ...] = ()
     size_bytes: int = 0
     seconds: float = 0.0
 

@@ -23,6 +23,8 @@ def inspect(path: str) -> dict[str, Any]:
         return _inspect_onnx(place)
     if place.is_file() and place.suffix == ".pte":
         return _inspect_pte(place)
+    if place.suffix == ".mlpackage":
+        return _inspect_package(place)
     return _inspect_checkpoint(path)
 
 
@@ -87,6 +89,25 @@ def _inspect_pte(path: Path) -> dict[str, Any]:
         "weights_bytes": dict(report.weights),
         "planned_bytes": report.planned_bytes,
         "constant_methods": dict(report.constant_methods),
+    }
+
+
+def _inspect_package(path: Path) -> dict[str, Any]:
+    from .coreml_lint import lint
+    from .mil_package import MilPackage
+
+    package = MilPackage(path)
+    functions = [package.function(name) for name in package.function_names]
+    return {
+        "kind": "coreml",
+        "functions": {function.name: ", ".join(function.inputs) for function in functions},
+        "operators": {
+            function.name: dict(Counter(step.kind for step in function.steps).most_common()) for function in functions
+        },
+        "states": {name: list(shape) for name, shape in functions[0].states.items()},
+        "weights_bytes": package.weights_path.stat().st_size,
+        "metadata": dict(package.metadata),
+        "lint": [str(finding) for finding in lint(path)],
     }
 
 

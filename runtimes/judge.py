@@ -149,6 +149,7 @@ def judge(
         failures=failures,
         evaluated_by=target.evaluated_by(),
         notes=target.notes,
+        lint=() if target.lint is None else target.lint(folder),
         size_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
         seconds=round(time.perf_counter() - started, 2),
     )

@@ -59,6 +59,7 @@ class Target:
     evaluated_by  what runs it, with its version
     locate        (folder, config, weights, token ids) -> one line that names the first operation that deviates
     notes         what a reader of the certificate must know
+    lint          (folder) -> one line for each construct known to be slow or to fail on a device, with its source
     """
 
     name: str
@@ -70,3 +71,4 @@ class Target:
     evaluated_by: Callable[[], str]
     locate: Callable[[Path, ModelConfig, Weights, NDArray[np.int64]], str] | None = None
     notes: tuple[str, ...] = ()
+    lint: Callable[[Path], tuple[str, ...]] | None = None

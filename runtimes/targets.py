@@ -13,6 +13,7 @@ from .target import Target
 TARGETS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
     "onnx": ("onnx_target", "ONNX", ("onnx", "onnxruntime")),
     "executorch": ("executorch_target", "EXECUTORCH", ("executorch", "torch")),
+    "coreml": ("coreml_target", "COREML", ("coremltools",)),
 }
 
 
