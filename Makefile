@@ -36,7 +36,7 @@ demo: $(VENV)/.installed-all $(BUNDLE)/pocketlm.json
 
 $(BUNDLE)/pocketlm.json: $(VENV)/.installed-all
 	$(BIN)/pocketlm fetch $(MODEL)
-	$(BIN)/pocketlm export $(MODEL) -o $(BUNDLE) --recipe int4 --to onnx executorch --overwrite
+	$(BIN)/pocketlm export $(MODEL) -o $(BUNDLE) --recipe int4 --to onnx executorch coreml --overwrite
 
 test: $(VENV)/.installed-dev lint types
 	$(BIN)/python -m pytest
