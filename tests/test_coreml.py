@@ -259,6 +259,24 @@ def test_inspect_reports_a_package():
     assert any("opt-quantization-perf" in line for line in found["lint"])
 
 
+@pytest.mark.parametrize("recipe", ["int4", "fp32"])
+def test_an_export_passes_its_certificate(tmp_path, tiny_folder, recipe):
+    import json
+
+    from pocketlm.runtimes.build import export
+    from pocketlm.runtimes.verify import verify
+
+    report = export(str(tiny_folder), tmp_path / "b", to=("coreml",), recipe=recipe, context=192)
+    found = report.certificate.targets["coreml"]
+    assert found.passed
+    assert found.conversion.kl <= 1e-9
+    assert 0 < found.activation.kl < 1e-4
+    assert "Apple's own kernels and numerics were not run" in found.evaluated_by or sys.platform == "darwin"
+    kept = json.loads((tmp_path / "b/pocketlm.json").read_text())["certificate"]["targets"]["coreml"]
+    assert any("unsupported-layers" in line for line in kept["lint"])
+    assert verify(tmp_path / "b").passed
+
+
 def test_an_unknown_operation_is_named(tmp_path):
     config, weights = model("int8")
     write_coreml(tmp_path, config, weights, CONTEXT, functions=FUNCTIONS)
