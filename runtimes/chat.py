@@ -14,6 +14,8 @@ from ..errors import InputError
 from .chat_template import ChatTemplate, Message, encode_chat, load_chat_template, load_json
 from .generate import CONTEXT, LENGTH, Piece, generate
 from .sampling import Sampling
+from .search_chat import Search, cut_to, explain, grounded, list_of_sources, look_up
+from .search_passages import Passage
 from .session import Session
 from .tokenizer import Tokenizer, load_tokenizer
 
@@ -49,23 +51,75 @@ def load_stop_tokens(folder: Path) -> frozenset[int]:
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """What is run for an answer.
+
+    tokens    of the whole prompt
+    kept      the messages it holds, the last as the user wrote it
+    passages  what a search found and the model is shown
+    notes     what the user must know of the search, a line each
+    """
+
+    tokens: list[int]
+    kept: list[Message]
+    passages: Sequence[Passage] = ()
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
 class Chat:
-    """A conversation's fixed part; what changes is in the arguments."""
+    """A conversation's fixed part; what changes is in the arguments. ``search`` is where facts are looked up."""
 
     files: ChatFiles
     session: Session
     sampling: Sampling
     max_new_tokens: int
+    search: Search | None = None
 
-    def fit(self, messages: Sequence[Message]) -> tuple[list[int], list[Message]]:
+    def prepare(self, messages: Sequence[Message], cached: list[int]) -> Prompt:
+        """The prompt for an answer to the last message, with what a search finds for it; ``cached`` as in ``generate``.
+
+        Raises InputError as ``fit`` does; a source that fails is only noted.
+        """
+        if self.search is None:
+            return Prompt(*self.fit(messages))
+        found = look_up(self.search, messages, lambda asked, limit: self._write(asked, limit, cached))
+        tokens, kept = self.fit(messages, spare=self.session.context // 4 if found.passages else 0)
+        question = kept[-1]["content"]
+        room = self._room() - len(tokens) - self._count(grounded("", []))
+        used = cut_to(found.passages, room, self._count)
+        while used:
+            asked = [*kept[:-1], {"role": "user", "content": grounded(question, used)}]
+            with_passages = encode_chat(self.files.tokenizer, self.files.template, asked)
+            if len(with_passages) <= self._room():
+                tokens = with_passages
+                break
+            used.pop()  # tokens of parts do not always add up
+        return Prompt(tokens, kept, used, explain(found, used))
+
+    def _count(self, text: str) -> int:
+        return len(self.files.tokenizer.encode(text, special=False))
+
+    def _room(self) -> int:
+        """Tokens that a prompt may take: a quarter of the context is kept for the answer, or less if less was asked."""
+        return self.session.context - min(self.max_new_tokens, self.session.context // 4)
+
+    def _write(self, messages: Sequence[Message], limit: int, cached: list[int]) -> str:
+        """What the model answers, greedily."""
+        tokens, _ = self.fit(messages)
+        files = self.files
+        pieces = generate(self.session, files.tokenizer, tokens, Sampling(), limit, files.stop_tokens, cached)
+        return "".join(piece.text for piece in pieces)
+
+    def fit(self, messages: Sequence[Message], spare: int = 0) -> tuple[list[int], list[Message]]:
         """The prompt's tokens and the messages it holds: without the oldest turns where all would not fit.
 
-        A quarter of the context is kept for the answer, or as much as was asked for if that is less. Once turns must
-        go, they go until half of the context is free: the turns that follow then find their beginning in the cache.
-        The system message stays. Raises InputError if the last message alone is too long.
+        ``spare`` tokens are kept free as well. Once turns must go, they go until half of the context is free: the
+        turns that follow then find their beginning in the cache. The system message stays. Raises InputError if the
+        last message alone is too long.
         """
         context = self.session.context
-        room = context - min(self.max_new_tokens, context // 4)
+        room = self._room() - spare
         kept = list(messages)
         while True:
             tokens = encode_chat(self.files.tokenizer, self.files.template, kept)
@@ -99,14 +153,16 @@ def chat(
     sampling: Sampling | None = None,
     max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
     as_json: bool = False,
+    search: Search | None = None,
     output: TextIO | None = None,
     read_line: Callable[[], str] | None = None,
 ) -> None:
     """Answer one prompt, streamed, or without one chat until the input ends.
 
     The session is opened after the bundle's small files proved good. ``as_json`` writes one object instead of the
-    text: {"text", "tokens", "reason" (stop, length or context), "timing"}. ``output`` is stdout if not given;
-    ``read_line`` reads the user's next line and raises EOFError at the end (``input`` if not given).
+    text: {"text", "tokens", "reason" (stop, length or context), "timing"}, and with a ``search`` also "sources" and
+    "notes". ``output`` is stdout if not given; ``read_line`` reads the user's next line and raises EOFError at the end
+    (``input`` if not given).
 
     Raises InputError for a bundle, a prompt or settings that cannot be used.
     """
@@ -116,17 +172,21 @@ def chat(
         raise InputError("the prompt is empty")
     files = load_chat_files(bundle_folder)
     start: list[Message] = [{"role": "system", "content": system}] if system else []
-    talk = Chat(files, open_session(), sampling or Sampling(), max_new_tokens)
+    talk = Chat(files, open_session(), sampling or Sampling(), max_new_tokens, search)
     output = output or sys.stdout
     if prompt is None:
         _loop(talk, start, output, read_line or _prompting_reader())
         return
-    tokens, _ = talk.fit([*start, {"role": "user", "content": prompt}])
-    pieces = talk.answer(tokens, [])
+    cached: list[int] = []
+    asked = talk.prepare([*start, {"role": "user", "content": prompt}], cached)
+    pieces = talk.answer(asked.tokens, cached)
     if as_json:
-        print(json.dumps(answer_to_json(pieces), ensure_ascii=False), file=output)
+        found = {"sources": [asdict(entry) for entry in asked.passages], "notes": list(asked.notes)} if search else {}
+        print(json.dumps(answer_to_json(pieces) | found, ensure_ascii=False), file=output)
     else:
+        _show_notes(asked, output)
         _show(pieces, output, [])
+        _show_sources(asked, output)
 
 
 def answer_to_json(pieces: Iterable[Piece]) -> dict[str, Any]:
@@ -175,17 +235,20 @@ def _turn(talk: Chat, messages: Sequence[Message], line: str, cached: list[int],
     """One question and its answer; the conversation after it."""
     asked = [*messages, {"role": "user", "content": line}]
     try:
-        tokens, kept = talk.fit(asked)
+        prompt = talk.prepare(asked, cached)
     except InputError as error:
         print(f"({error})", file=output)
         return list(messages)
+    kept = prompt.kept
     if len(kept) < len(asked):
         print(
             f"(the oldest {len(asked) - len(kept)} messages no longer fit the context and are forgotten)", file=output
         )
+    _show_notes(prompt, output)
     shown: list[str] = []
     try:
-        _show(talk.answer(tokens, cached), output, shown)
+        _show(talk.answer(prompt.tokens, cached), output, shown)
+        _show_sources(prompt, output)
     except KeyboardInterrupt:
         print(" (stopped)", file=output)
     text = "".join(shown)
@@ -203,6 +266,16 @@ def _show(pieces: Iterable[Piece], output: TextIO, shown: list[str]) -> None:
         reason = piece.reason
     notes = {LENGTH: " (cut: the limit of new tokens is reached)", CONTEXT: " (cut: the context is full)"}
     print(notes.get(reason or "", ""), file=output)
+
+
+def _show_notes(prompt: Prompt, output: TextIO) -> None:
+    for note in prompt.notes:
+        print(f"({note.translate(_UNSAFE)})", file=output)
+
+
+def _show_sources(prompt: Prompt, output: TextIO) -> None:
+    if prompt.passages:
+        print(f"\nSources:\n{list_of_sources(prompt.passages).translate(_UNSAFE)}", file=output)
 
 
 def _prompting_reader() -> Callable[[], str]:

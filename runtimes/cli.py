@@ -220,6 +220,7 @@ def inspect_command(path: str, as_json: bool) -> None:
         "pocketlm chat smol",
         'pocketlm chat smol --prompt "What is the capital of France?"',
         "pocketlm chat smol --temperature 0.7 --top-p 0.9 --seed 1",
+        "pocketlm chat smol --search facts.db --search wikipedia:en",
     ),
 )
 @click.argument("bundle", type=click.Path(path_type=Path))
@@ -236,6 +237,14 @@ def inspect_command(path: str, as_json: bool) -> None:
 @click.option("--repetition-penalty", type=float, default=1.0, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--threads", type=click.IntRange(1), default=os.cpu_count() or 2, help="[default: one for each core]")
+@click.option(
+    "--search",
+    "search_in",
+    multiple=True,
+    metavar="SOURCE",
+    help="Answer from what is found there: an index file, searxng:URL or wikipedia:LANGUAGE. Repeatable.",
+)
+@click.option("--search-rewrite", is_flag=True, help="Let the model write the query, not the question's keywords.")
 @_json_option
 def chat_command(
     bundle: Path,
@@ -244,6 +253,8 @@ def chat_command(
     system: str | None,
     max_new_tokens: int,
     threads: int,
+    search_in: tuple[str, ...],
+    search_rewrite: bool,
     as_json: bool,
     **sampling: Any,
 ) -> None:
@@ -251,9 +262,12 @@ def chat_command(
     from ..export.bundle import read_manifest
     from .chat import chat
     from .sampling import Sampling
+    from .search_chat import Search
+    from .search_source import open_source
     from .targets import get_target
     from .verify import check_targets
 
+    search = Search(tuple(map(open_source, search_in)), search_rewrite) if search_in else None
     name = check_targets(bundle, read_manifest(bundle), [target] if target else None)[0]
     chat(
         bundle,
@@ -263,6 +277,35 @@ def chat_command(
         Sampling(**sampling),
         max_new_tokens,
         as_json,
+        search,
+    )
+
+
+@main.command(
+    "index",
+    epilog=_examples("pocketlm index notes -o facts.db", "pocketlm chat smol --search facts.db"),
+)
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The index: one SQLite file.")
+@_json_option
+def index_command(folder: Path, output: Path, as_json: bool) -> None:
+    """Index a folder's .txt, .md and .html files, for chat to answer from.
+
+    Run it again to bring the index up to date: only files that changed are read.
+    """
+    from dataclasses import asdict
+
+    from .search_index import index_folder
+
+    report = index_folder(folder, output, _progress(as_json))
+    if as_json:
+        _print_json(asdict(report) | {"index": str(output)})
+        return
+    for line in report.skipped:
+        click.echo(f"left out: {line}", err=True)
+    click.echo(
+        f"{output}: {report.passages} passages; {report.added} files read, {report.unchanged} unchanged, "
+        f"{report.removed} removed"
     )
 
 
