@@ -6,7 +6,7 @@ MODEL := smollm2-135m
 BUNDLE := out/$(MODEL)-int4
 PROMPT ?= What is the capital of France?
 
-.PHONY: setup demo test lint types bench clean
+.PHONY: setup demo test lint types bench golden clean
 
 setup: $(VENV)/.installed-all
 
@@ -51,6 +51,10 @@ types: $(VENV)/.installed-dev
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --target .types .
 	MYPYPATH=.types $(BIN)/mypy -p pocketlm
 	rm -rf build
+
+# The files that the tests of Python, Kotlin and Swift share.
+golden: $(VENV)/.installed-dev
+	PYTHONPATH=tests $(BIN)/python -m golden.make
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/export_cost.py

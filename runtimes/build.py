@@ -21,7 +21,7 @@ from ..export.open_checkpoint import open_checkpoint
 from ..quantize.recipe import Recipe, load_recipe
 from ..quantize.store import CanonicalFile, save_canonical
 from .certificate import Certificate
-from .chat_template import load_chat_template
+from .chat_template import control_tokens, load_chat_template
 from .chat_turns import chat_turns
 from .golden import PROMPTS, Golden, expectation, make_sequences, read_prose, write_golden
 from .judge import JUDGE_STEPS, CheckpointWeights, Judgement, judge, runtime_limit
@@ -122,9 +122,11 @@ def _write_texts(model: _Model, folder: Path) -> tuple[str, ...]:
         (folder / name).write_bytes(content)
     if "chat_template.jinja" not in model.files:
         return ("no chat_turns.json: the model has no chat template",)
-    turns, reason = chat_turns(load_chat_template(folder).render)
+    template = load_chat_template(folder)
+    turns, reason = chat_turns(template.render)
     if turns is None:
         return (f"no chat_turns.json: {reason}",)
+    turns["control"] = list(control_tokens(load_tokenizer(folder), template))
     (folder / "chat_turns.json").write_text(json.dumps(turns, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return ()
 

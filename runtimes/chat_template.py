@@ -93,7 +93,7 @@ def encode_chat(
     Raises InputError as ``ChatTemplate.render`` does.
     """
     check_messages(messages)
-    control = _control_tokens(tokenizer, template)
+    control = control_tokens(tokenizer, template)
     pattern = control_pattern(control)
     if not any(pattern.search(message["content"]) for message in messages):
         rendered = template.render(messages, add_generation_prompt=add_generation_prompt)
@@ -110,7 +110,7 @@ def encode_chat(
     return twin.encode(parts.sub(lambda found: found[1] or twin.aliases.get(found[2] or "", ""), rendered))
 
 
-def _control_tokens(tokenizer: Tokenizer, template: ChatTemplate) -> tuple[str, ...]:
+def control_tokens(tokenizer: Tokenizer, template: ChatTemplate) -> tuple[str, ...]:
     """Special tokens, and other added tokens that the template writes (<think>, <tool_call>); but not white space,
     which some vocabularies have as added tokens and every template as ordinary text."""
     written = "\0".join(template.literals)

@@ -15,6 +15,8 @@
       "cut": {"behind": "</think>", "trim_left": "\\n"} or null,
                                           of an assistant's content: what stands behind the last such text is kept,
                                           without these characters at its start; without the text all is kept
+      "control": ["<|im_start|>", ...]    tokens that count in pieces and are plain text in contents; added at export,
+                                          which knows the tokenizer; other added tokens count everywhere
       "dates": ["%d %b %Y", ...]          patterns (strftime's) of dates within the pieces, which are written as U+E000,
                                           pattern, U+E000; only %d %m %y %Y %b %B %a %A occur, with English names
     }

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pocketlm.errors import InputError
 from pocketlm.runtimes.chat_template import ChatTemplate
 from pocketlm.runtimes.chat_turns import assemble, chat_turns, segments
-from transcripts import GOLDEN, NAMES, TRANSCRIPTS, conversation, template_entry
+from transcripts import GOLDEN, NAMES, conversation, template_entry
 
 NOW = datetime(2025, 1, 31)
 VECTORS = json.loads((GOLDEN / "chat_turns.json").read_text(encoding="utf-8"))
@@ -45,7 +45,7 @@ def test_pieces_give_the_templates_text(name: str, data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_pieces_survive_json_and_match_the_shared_vectors(name: str) -> None:
-    """The vectors are what apps are tested with; written by `python tests/test_chat_turns.py`."""
+    """The vectors are what apps are tested with; `make golden` writes them."""
     shared = next(entry for entry in VECTORS if entry["name"] == name)
     assert json.loads(json.dumps(turns(name))) == shared["turns"]
     assert shared["conversations"]
@@ -107,23 +107,3 @@ def test_templates_that_cannot_be_taken_apart(source: str, reason: str) -> None:
     assert found is None
     assert re.search(reason, why), why
     assert "\n" not in why
-
-
-def write_vectors() -> None:
-    """Write tests/golden/chat_turns.json anew."""
-    entries = []
-    for name in NAMES:
-        cases = []
-        for messages in TRANSCRIPTS:
-            try:
-                text = assemble(turns(name), messages, NOW)
-            except InputError:
-                continue
-            cases.append({"date": NOW.date().isoformat(), "messages": messages, "text": text})
-        entries.append({"name": name, "turns": turns(name), "conversations": cases})
-    lines = ",\n".join(json.dumps(entry, separators=(",", ":")) for entry in entries)
-    (GOLDEN / "chat_turns.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    write_vectors()

@@ -57,6 +57,8 @@ def test_what_a_bundle_holds(bundle):
     assert {"kl", "top1", "noise_floor_kl"} <= set(onnx["runtime"])
     assert onnx["tensors_checked"] == 15
     assert set(manifest["files"]) >= {"golden.json", "tokenizer.json", "onnx/model.onnx", "onnx/genai_config.json"}
+    turns = json.loads((bundle / "chat_turns.json").read_text())
+    assert turns["control"] == ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     assert set(manifest["files"]) | {"pocketlm.json"} == {
         path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()
     }

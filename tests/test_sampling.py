@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from golden.vectors import SETTINGS, drawn_tokens, large_logits
 from pocketlm.errors import InputError
 from pocketlm.runtimes.sampling import Sampling, probabilities, sample, uniforms
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "sampling.json").read_text())
-
-SETTINGS = [
-    Sampling(temperature=1.0),
-    Sampling(temperature=0.7),
-    Sampling(temperature=1.5, top_k=5),
-    Sampling(temperature=1.0, top_k=1),
-    Sampling(temperature=1.0, top_k=10_000),
-    Sampling(temperature=1.0, top_p=0.9),
-    Sampling(temperature=1.0, top_p=0.01),
-    Sampling(temperature=1.0, min_p=0.1),
-    Sampling(temperature=1.0, min_p=1.0),
-    Sampling(temperature=0.8, repetition_penalty=1.3),
-    Sampling(temperature=0.8, repetition_penalty=0.8),
-    Sampling(temperature=0.8, top_k=40, top_p=0.95, min_p=0.05, repetition_penalty=1.1),
-]
 
 
 def transformers_probabilities(logits: np.ndarray, sampling: Sampling, history: list[int]) -> Any:
@@ -120,26 +105,23 @@ def test_splitmix64_is_the_published_generator() -> None:
 
 @pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda case: str(case["sampling"]))
 def test_golden(case: dict[str, Any]) -> None:
-    assert golden_tokens(GOLDEN["logits"], case) == case["tokens"]
+    assert drawn_tokens(GOLDEN["logits"], case) == case["tokens"]
 
 
-def golden_tokens(logits: list[list[float]], case: dict[str, Any]) -> list[int]:
-    """Row i of the logits gives token i; a chosen token joins the history."""
-    sampling = Sampling(**case["sampling"])
-    random = uniforms(sampling.seed)
-    history = list(case["history"])
-    for row in logits:
-        history.append(sample(np.array(row, np.float32), sampling, history, random))
-    return history[len(case["history"]) :]
+@pytest.mark.parametrize("case", GOLDEN["large"]["cases"], ids=lambda case: str(case["sampling"]))
+def test_golden_of_a_large_vocabulary(case: dict[str, Any]) -> None:
+    assert drawn_tokens(large_logits(GOLDEN["large"]), case) == case["tokens"]
 
 
 def test_golden_has_no_draw_within_rounding_of_a_boundary() -> None:
     """Languages differ in the last bit of exp: the shared vectors must not depend on it."""
-    for case in GOLDEN["cases"]:
+    large = GOLDEN["large"]
+    cases = [(GOLDEN["logits"], case) for case in GOLDEN["cases"]]
+    for logits, case in [*cases, *((large_logits(large), case) for case in large["cases"])]:
         sampling = Sampling(**case["sampling"])
         random = uniforms(sampling.seed)
         history = list(case["history"])
-        for row, token in zip(GOLDEN["logits"], case["tokens"], strict=True):
+        for row, token in zip(logits, case["tokens"], strict=True):
             if sampling.temperature:
                 chances = probabilities(np.array(row, np.float32), sampling, history)
                 edges = np.cumsum(np.sort(chances)[::-1])
@@ -165,27 +147,3 @@ def test_logits_that_are_not_numbers(logits: list[float]) -> None:
 def test_values_out_of_range(name: str, value: float) -> None:
     with pytest.raises(InputError, match=f"^{name} must be .*; it is "):
         Sampling(**{name: value})
-
-
-def write_golden() -> None:
-    """Write tests/golden/sampling.json anew: `python tests/test_sampling.py`."""
-    random = np.random.default_rng(7)
-    logits = [[round(float(value), 3) for value in row] for row in 2.5 * random.normal(size=(12, 24))]
-    logits[3] = [1.0] * 24  # all tied
-    logits[4][:6] = [4.0, 4.0, 4.0, 3.5, 3.5, 3.5]
-    cases = []
-    for seed, sampling in enumerate([Sampling(), Sampling(repetition_penalty=1.5), *SETTINGS]):
-        settings = asdict(sampling) | {"seed": seed if seed % 3 else (1 << 64) - 1 - seed}
-        case = {"sampling": settings, "history": [0, 5, 5, 23]}
-        cases.append(case | {"tokens": golden_tokens(logits, case)})
-    note = (
-        "Row i of logits gives token i, which joins the history. Numbers are drawn with SplitMix64, one for each token "
-        "where temperature is above 0; see runtimes/sampling.py."
-    )
-    content = {"note": note, "first_uniforms_of_seed_0": list(islice(uniforms(0), 4)), "logits": logits, "cases": cases}
-    path = Path(__file__).parent / "golden" / "sampling.json"
-    path.write_text(json.dumps(content, separators=(",", ":")).replace('{"sampling"', '\n{"sampling"') + "\n")
-
-
-if __name__ == "__main__":
-    write_golden()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from pocketlm.runtimes.tokenizer import Tokenizer
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Library
 
 KINDS = ("byte level", "llama 2", "metaspace", "gemma", "bare")
@@ -16,13 +17,30 @@ TEXT = "The quick brown fox jumps over the lazy dog. What is the capital of Fran
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>", "</s>")
 
 
-def library(kind: str) -> Library:
-    """An untrained tokenizer's pipeline, then trained on TEXT, with control tokens and two ordinary added tokens."""
+# Llama 3's, whose tokenizer.json also sets ignore_merges.
+LLAMA_3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+BYTE_LEVEL_STEPS = {
+    "byte level": [pre_tokenizers.ByteLevel(add_prefix_space=False)],
+    "smollm2": [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)],
+    "llama 3": [
+        pre_tokenizers.Split(Regex(LLAMA_3_PATTERN), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ],
+}
+
+
+def library(kind: str, text: Sequence[str] = (TEXT,) * 3, vocab_size: int = 600) -> Library:
+    """An untrained tokenizer's pipeline, then trained on text, with control tokens and two ordinary added tokens."""
     byte_fallback = kind in ("llama 2", "metaspace", "gemma")
-    built = Library(models.BPE(byte_fallback=byte_fallback, unk_token=None))
+    built = Library(models.BPE(byte_fallback=byte_fallback, unk_token=None, ignore_merges=kind == "llama 3"))
     alphabet: list[str] = []
-    if kind == "byte level":
-        built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if kind in BYTE_LEVEL_STEPS:
+        steps = BYTE_LEVEL_STEPS[kind]
+        built.pre_tokenizer = pre_tokenizers.Sequence(steps) if len(steps) > 1 else steps[0]
         built.decoder = decoders.ByteLevel()
         alphabet = pre_tokenizers.ByteLevel.alphabet()
     elif kind == "llama 2":
@@ -39,9 +57,9 @@ def library(kind: str) -> Library:
         built.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     bytes_first = [f"<0x{value:02X}>" for value in range(256)] if byte_fallback else []
     trainer = trainers.BpeTrainer(
-        vocab_size=600, special_tokens=bytes_first, initial_alphabet=alphabet, show_progress=False
+        vocab_size=vocab_size, special_tokens=bytes_first, initial_alphabet=alphabet, show_progress=False
     )
-    built.train_from_iterator([TEXT] * 3, trainer)
+    built.train_from_iterator(text, trainer)
     if byte_fallback:  # trained as special tokens so that they have ids; in real files they are ordinary vocabulary
         content = json.loads(built.to_str())
         content["added_tokens"] = []
