@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MODEL := smollm2-135m
-BUNDLE := out/$(MODEL)-int4
+BUNDLE := out/$(MODEL)-int4-rtn
 PROMPT ?= What is the capital of France?
 
 .PHONY: setup demo test lint types bench golden clean
@@ -36,7 +36,7 @@ demo: $(VENV)/.installed-all $(BUNDLE)/pocketlm.json
 
 $(BUNDLE)/pocketlm.json: $(VENV)/.installed-all
 	$(BIN)/pocketlm fetch $(MODEL)
-	$(BIN)/pocketlm export $(MODEL) -o $(BUNDLE) --recipe int4 --to onnx executorch coreml --overwrite
+	$(BIN)/pocketlm export $(MODEL) -o $(BUNDLE) --recipe int4-rtn --to onnx executorch coreml --overwrite
 
 test: $(VENV)/.installed-dev lint types
 	$(BIN)/python -m pytest

@@ -63,7 +63,7 @@ def main() -> None:
     """Measure the targets and recipes asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--recipes", nargs="+", default=["int4"])
+    parser.add_argument("--recipes", nargs="+", default=["int4-rtn"])
     parser.add_argument("--targets", nargs="+", default=["onnx"])
     options = parser.parse_args()
     print("| target | recipe | quantise, s | write, s | peak MB | with verification, s | peak MB |")

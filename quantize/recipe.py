@@ -1,4 +1,4 @@
-"""Recipes: which number format each weight gets. Built-in names, and TOML files with overrides by name pattern."""
+"""Recipes: which number format each weight gets, and how its integers are chosen. Built-in names, and TOML files."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ class Format:
 class Recipe:
     """Formats of a model's weights.
 
+    method      how the integers of 4-bit linears are chosen: "rtn" rounds each weight to nearest
     linear      of every linear layer
     embedding   of the embedding table and the head (which is the same table in a tied model)
     overrides   name pattern (shell style, over checkpoint names) -> format; the last match wins
@@ -47,6 +48,7 @@ class Recipe:
     embedding: Format
     overrides: Mapping[str, Format] = field(default_factory=dict)
     thresholds: Mapping[str, float] = field(default_factory=dict)
+    method: str = "rtn"
 
     def format_of(self, name: str) -> Format:
         """The format of the weight with this checkpoint name."""
@@ -69,6 +71,9 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe("int4", Format("int4", 32), _INT8),
         Recipe("int4-g64", Format("int4", 64), _INT8),
         Recipe("int4-g128", Format("int4", 128), _INT8),
+        Recipe("int4-rtn", Format("int4", 32), _INT8),
+        Recipe("int4-g64-rtn", Format("int4", 64), _INT8),
+        Recipe("int4-g128-rtn", Format("int4", 128), _INT8),
         Recipe("int8", _INT8, _INT8),
         Recipe("fp16", Format("fp16"), Format("fp16")),
         Recipe("fp32", Format("fp32"), Format("fp32")),

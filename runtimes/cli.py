@@ -111,7 +111,10 @@ def main() -> None:
     "--to", multiple=True, type=click.Choice(TARGET_NAMES), default=("onnx",), show_default=True, help="Targets."
 )
 @click.option(
-    "--recipe", default="int4", show_default=True, help="int4, int4-g64, int4-g128, int8, fp16, fp32, or a .toml."
+    "--recipe",
+    default="int4",
+    show_default=True,
+    help="int4, int4-g64, int4-g128 (each also with -rtn), int8, fp16, fp32, or a .toml.",
 )
 @click.option("--context", type=int, help="Tokens that the cache holds.  [default: 2048, or the model's limit]")
 @click.option("--overwrite", is_flag=True, help="Replace the bundle if it is there.")

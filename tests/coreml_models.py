@@ -26,8 +26,8 @@ _ONLY_DOWN = {  # the one matrix whose rows 128 divides
     "overrides": {"*down_proj*": {"kind": "int4", "group": 128}},
 }
 RECIPES = {
-    "int4": load_recipe("int4"),
-    "int4-g64": load_recipe("int4-g64"),
+    "int4": load_recipe("int4-rtn"),
+    "int4-g64": load_recipe("int4-g64-rtn"),
     "int4-g128": parse_recipe(_ONLY_DOWN, "int4-g128"),
     "int8": load_recipe("int8"),
     "fp16": load_recipe("fp16"),

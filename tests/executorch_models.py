@@ -14,8 +14,8 @@ from tiny import tiny_llama
 
 CONTEXT = 64
 RECIPES = {
-    "int4": load_recipe("int4"),
-    "int4-g64": load_recipe("int4-g64"),
+    "int4": load_recipe("int4-rtn"),
+    "int4-g64": load_recipe("int4-g64-rtn"),
     "int8": load_recipe("int8"),
     "fp16": load_recipe("fp16"),
     "fp32": load_recipe("fp32"),

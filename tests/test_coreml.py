@@ -259,7 +259,7 @@ def test_inspect_reports_a_package():
     assert any("opt-quantization-perf" in line for line in found["lint"])
 
 
-@pytest.mark.parametrize("recipe", ["int4", "fp32"])
+@pytest.mark.parametrize("recipe", ["int4-rtn", "fp32"])
 def test_an_export_passes_its_certificate(tmp_path, tiny_folder, recipe):
     import json
 

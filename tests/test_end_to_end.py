@@ -78,7 +78,7 @@ def test_reference_logits_equal_transformers(exact, model, oracle):
 
 
 def test_int4_exports_verifies_and_answers(model, tmp_path, capsys):
-    report = export(str(model), tmp_path / "b", recipe="int4", context=512)
+    report = export(str(model), tmp_path / "b", recipe="int4-rtn", context=512)
     onnx = report.certificate.targets["onnx"]
     assert onnx.weights_identical
     assert onnx.tensors_checked == 211

@@ -22,7 +22,7 @@ from tiny import tiny_llama
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory, tiny_folder):
     folder = tmp_path_factory.mktemp("export") / "bundle"
-    export(str(tiny_folder), folder, recipe="int4", context=192)
+    export(str(tiny_folder), folder, recipe="int4-rtn", context=192)
     return folder
 
 
@@ -89,7 +89,7 @@ def test_failed_parity_exits_with_1_and_fails_in_junit(bundle, tmp_path, capsys)
 
 def test_a_failed_gate_leaves_nothing(tmp_path, tiny_folder, monkeypatch):
     recipe = tmp_path / "strict.toml"
-    recipe.write_text('base = "int4"\n[thresholds]\n"quantization.kl" = 0.0\n')
+    recipe.write_text('base = "int4-rtn"\n[thresholds]\n"quantization.kl" = 0.0\n')
     with pytest.raises(ParityError, match=r"onnx failed its certificate: quantization: KL .* exceeds 0; nothing was"):
         export(str(tiny_folder), tmp_path / "b", recipe=str(recipe))
     assert [path.name for path in tmp_path.iterdir()] == ["strict.toml"]
@@ -150,7 +150,7 @@ def test_a_full_disk_is_one_line(tmp_path, tiny_folder, monkeypatch, capsys):
     [
         (["/nowhere/at/all"], "no such file or folder"),
         (["{tiny}", "--recipe", "int9"], "no recipe 'int9'"),
-        (["{tiny}", "--recipe", "int4-g64"], "groups of 64 do not divide its 160 columns; groups of 32 fit"),
+        (["{tiny}", "--recipe", "int4-g64-rtn"], "groups of 64 do not divide its 160 columns; groups of 32 fit"),
         (["{tiny}", "--context", "100000"], "made for 2 to 256 tokens"),
         (["{tiny}", "--context", "0"], "out of range"),
     ],

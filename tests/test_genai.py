@@ -6,7 +6,7 @@ from pocketlm.runtimes.build import export
 from pocketlm.runtimes.onnx_session import OnnxSession
 
 
-@pytest.fixture(scope="module", params=["int4", "fp32"])
+@pytest.fixture(scope="module", params=["int4-rtn", "fp32"])
 def folder(request, tmp_path_factory, tiny_folder):
     bundle = tmp_path_factory.mktemp("genai") / "b"
     export(str(tiny_folder), bundle, recipe=request.param, context=96)

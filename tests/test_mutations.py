@@ -13,7 +13,7 @@ from pocketlm.runtimes.verify import verify
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory, tiny_folder):
     folder = tmp_path_factory.mktemp("mutations") / "bundle"
-    export(str(tiny_folder), folder, recipe="int4", context=192)
+    export(str(tiny_folder), folder, recipe="int4-rtn", context=192)
     return folder
 
 

@@ -47,9 +47,9 @@ def lower(folder, out, recipe, context=64):
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("recipe", ["int4", "int4-g64", "int8", "fp16", "fp32", "mixed"])
+@pytest.mark.parametrize("recipe", ["int4-rtn", "int4-g64-rtn", "int8", "fp16", "fp32", "mixed"])
 def test_weights_are_identical_and_conversion_is_float_rounding(tmp_path, model, recipe):
-    if recipe == "int4-g64":
+    if recipe == "int4-g64-rtn":
         MODELS[model]["intermediate"] = 192
     folder = tiny_llama(tmp_path / "m", **MODELS[model])
     chosen = MIXED if recipe == "mixed" else load_recipe(recipe)
@@ -121,7 +121,7 @@ def test_the_tied_table_is_stored_once(tmp_path):
 
 
 def test_a_session_guards_its_cache(tmp_path, tiny_folder):
-    lower(tiny_folder, tmp_path / "o", load_recipe("int4"), context=16)
+    lower(tiny_folder, tmp_path / "o", load_recipe("int4-rtn"), context=16)
     session = OnnxSession(tmp_path / "o")
     assert (session.context, session.vocab_size, session.position) == (16, 512, 0)
     first = session.run(list(range(3, 19))).copy()
@@ -143,7 +143,7 @@ def test_a_missing_or_broken_file_is_one_line(tmp_path, tiny_folder):
     (tmp_path / "model.onnx").write_bytes(b"\x00rubbish")
     with pytest.raises(InputError, match="ONNX Runtime cannot load it"):
         OnnxSession(tmp_path)
-    lower(tiny_folder, tmp_path / "o", load_recipe("int4"))
+    lower(tiny_folder, tmp_path / "o", load_recipe("int4-rtn"))
     data = tmp_path / "o" / "model.onnx.data"
     data.write_bytes(data.read_bytes()[:5000])
     with pytest.raises(InputError):
@@ -160,7 +160,7 @@ def test_a_hidden_size_that_no_block_divides_is_refused(tmp_path):
 
 
 def test_the_graph_names_what_it_holds(tmp_path, tiny_folder):
-    lower(tiny_folder, tmp_path / "o", load_recipe("int4"))
+    lower(tiny_folder, tmp_path / "o", load_recipe("int4-rtn"))
     model = onnx.load(tmp_path / "o" / "model.onnx", load_external_data=False)
     names = {node.name for node in model.graph.node}
     assert "model.layers.0.self_attn.q_proj+k_proj+v_proj.output" in names

@@ -25,7 +25,7 @@ def main() -> None:
     config = parse_config(checkpoint.config)
     biases = [name for name in checkpoint.names() if name.endswith(".bias")]
     tensors = quantize_checkpoint(
-        checkpoint, [*take_inventory(config).weights, *biases], load_recipe("int4"), lambda error: None
+        checkpoint, [*take_inventory(config).weights, *biases], load_recipe("int4-rtn"), lambda error: None
     )
     canonical = out.with_suffix(".safetensors")
     save_canonical(canonical, tensors)

@@ -1,7 +1,7 @@
 """The ecosystem's way to a .pte: transformers' ExecuTorch integration, torchao's 8da4w, ExecuTorch's own lowering.
 
 These are the steps of optimum-executorch's xnnpack recipe, whose package pins other versions of transformers. Formats
-are those of our recipe int4: linears int4 in groups of 32 with int8 activations, embedding and head int8 by row.
+are those of our recipe int4-rtn: linears int4 in groups of 32 with int8 activations, embedding and head int8 by row.
 Usage: python peer.py MODEL OUT.pte CONTEXT; prints seconds and peak bytes as JSON.
 """
 
