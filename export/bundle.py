@@ -44,7 +44,8 @@ class Manifest:
     stop_tokens     ids that end an answer
     licence         SPDX identifier or name, if the source states one
     weights         name -> fingerprints of the canonical tensor (see ``fingerprint``)
-    quantization    name -> relative error that quantising the tensor made
+    quantization    name -> relative error that quantising the tensor made: of its outputs over the calibration text
+                    where it was calibrated, of its values elsewhere
     notes           what could not be done and why, a line each
     files           path in the bundle -> size and hash
     certificate     what ``verify`` found

@@ -13,12 +13,15 @@ from ..quantize.recipe import Format, Recipe
 from ..quantize.rtn import relative_error, round_to_nearest
 from ..quantize.store import CanonicalTensor
 from ..quantize.tensor import QuantizedTensor
+from .calibration_store import CalibrationStore
 from .checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
 class TensorError:
-    """What quantising one tensor lost: |w - dequantised| / |w| (Frobenius)."""
+    """What quantising one tensor lost: |w - dequantised| / |w| (Frobenius), or where it was calibrated, the same of its
+    outputs over the calibration text.
+    """
 
     name: str
     format: Format
@@ -35,16 +38,19 @@ def quantize_checkpoint(
     names: list[str],
     recipe: Recipe,
     report: Callable[[TensorError], None],
+    calibrated: CalibrationStore | None = None,
     threads: int = 2,
 ) -> Iterator[tuple[str, CanonicalTensor]]:
     """The canonical form of the named tensors, in that order; ``report`` hears of each one's error.
 
-    Tensors are quantised ``threads`` at a time (numpy lets go of the interpreter), so that about that many are in
-    memory. Raises InputError naming the tensor if its format does not fit.
+    What ``calibrated`` holds is taken from there. Tensors are quantised ``threads`` at a time (numpy lets go of the
+    interpreter), so that about that many are in memory. Raises InputError naming the tensor if its format does not fit.
     """
     check_formats(checkpoint, names, recipe)
 
     def work(name: str) -> tuple[CanonicalTensor, TensorError]:
+        if calibrated is not None and name in calibrated:
+            return calibrated[name], TensorError(name, recipe.format_of(name), calibrated.errors.get(name, 0.0))
         return quantize_tensor(name, checkpoint.read(name), recipe)
 
     with ThreadPoolExecutor(threads) as pool:

@@ -13,13 +13,21 @@ from .ops import Ops, T
 class Recorder(Generic[T]):
     """An Ops that hands every call on to another one and tells ``hear`` what came out, by name.
 
+    ``hear_input`` is told what goes into each linear, with the names of its weights, before it is computed.
+
     The names are those that OnnxOps gives its tensors: ``fused_name(...) + ".output"`` behind a linear,
     ``model.layers.0.self_attn`` behind the attention, a norm's own name behind a norm.
     """
 
-    def __init__(self, ops: Ops[T], hear: Callable[[str, T], None]) -> None:
+    def __init__(
+        self,
+        ops: Ops[T],
+        hear: Callable[[str, T], None],
+        hear_input: Callable[[tuple[str, ...], T], None] | None = None,
+    ) -> None:
         self._ops = ops
         self._hear = hear
+        self._hear_input = hear_input
 
     def _heard(self, name: str, value: T) -> T:
         self._hear(name, value)
@@ -31,6 +39,8 @@ class Recorder(Generic[T]):
 
     def linear(self, x: T, names: tuple[str, ...]) -> T:
         """See Ops."""
+        if self._hear_input is not None:
+            self._hear_input(names, x)
         return self._heard(f"{fused_name(names)}.output", self._ops.linear(x, names))
 
     def rms_norm(self, x: T, name: str, epsilon: float) -> T:

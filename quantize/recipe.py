@@ -32,11 +32,16 @@ class Format:
         return self.kind if self.group is None else f"{self.kind} g{self.group}"
 
 
+_TABLES = ("model.embed_tokens.weight", "lm_head.weight")
+METHODS = ("rtn", "calibrated")
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Formats of a model's weights.
 
-    method      how the integers of 4-bit linears are chosen: "rtn" rounds each weight to nearest
+    method      how the integers of linears are chosen: "rtn" rounds each weight to nearest, "calibrated" chooses
+                them together, for the inputs that each layer sees when the model reads a text
     linear      of every linear layer
     embedding   of the embedding table and the head (which is the same table in a tied model)
     overrides   name pattern (shell style, over checkpoint names) -> format; the last match wins
@@ -52,11 +57,15 @@ class Recipe:
 
     def format_of(self, name: str) -> Format:
         """The format of the weight with this checkpoint name."""
-        chosen = self.embedding if name in ("model.embed_tokens.weight", "lm_head.weight") else self.linear
+        chosen = self.embedding if name in _TABLES else self.linear
         for pattern, override in self.overrides.items():
             if fnmatchcase(name, pattern):
                 chosen = override
         return chosen
+
+    def is_calibrated(self, name: str) -> bool:
+        """Whether the weight's integers depend on a calibration text."""
+        return self.method != "rtn" and self.format_of(name).bits is not None and name not in _TABLES
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object, for the manifest."""
@@ -68,23 +77,28 @@ _INT8 = Format("int8")  # one scale for each row: the form that every target has
 RECIPES: Mapping[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
-        Recipe("int4", Format("int4", 32), _INT8),
-        Recipe("int4-g64", Format("int4", 64), _INT8),
-        Recipe("int4-g128", Format("int4", 128), _INT8),
+        Recipe("int4", Format("int4", 32), _INT8, method="calibrated"),
+        Recipe("int4-g64", Format("int4", 64), _INT8, method="calibrated"),
+        Recipe("int4-g128", Format("int4", 128), _INT8, method="calibrated"),
         Recipe("int4-rtn", Format("int4", 32), _INT8),
         Recipe("int4-g64-rtn", Format("int4", 64), _INT8),
         Recipe("int4-g128-rtn", Format("int4", 128), _INT8),
-        Recipe("int8", _INT8, _INT8),
+        Recipe("int8", _INT8, _INT8, method="calibrated"),
+        Recipe("int8-rtn", _INT8, _INT8),
         Recipe("fp16", Format("fp16"), Format("fp16")),
         Recipe("fp32", Format("fp32"), Format("fp32")),
     )
 }
 
 
+_KEYS = ("base", "method", "linear", "embedding", "overrides", "thresholds")
+
+
 def load_recipe(name: str) -> Recipe:
     """A built-in recipe by name, or a recipe from a .toml file.
 
         base = "int4"                       # a built-in recipe to start from
+        method = "rtn"                      # or "calibrated"
         embedding = { kind = "int8" }       # or linear = ...
         [overrides]
         "model.layers.0.*" = { kind = "int8" }
@@ -107,14 +121,15 @@ def load_recipe(name: str) -> Recipe:
 
 def parse_recipe(content: Mapping[str, Any], name: str) -> Recipe:
     """Build a recipe from the content of a TOML file; ``name`` is the recipe's own name."""
-    unknown = sorted(set(content) - {"base", "linear", "embedding", "overrides", "thresholds"})
+    unknown = sorted(set(content) - set(_KEYS))
     if unknown:
-        raise InputError(
-            f"recipe {name}: unknown key {unknown[0]!r}; known are base, linear, embedding, overrides, thresholds"
-        )
+        raise InputError(f"recipe {name}: unknown key {unknown[0]!r}; known are {', '.join(_KEYS)}")
     base = RECIPES.get(content.get("base", "int4"))
     if base is None:
         raise InputError(f"recipe {name}: no built-in recipe {content['base']!r}; there are {', '.join(RECIPES)}")
+    method = content.get("method", base.method)
+    if method not in METHODS:
+        raise InputError(f"recipe {name}: method must be {' or '.join(METHODS)}, it is {method!r}")
     overrides, thresholds = content.get("overrides", {}), content.get("thresholds", {})
     if not isinstance(overrides, Mapping) or not isinstance(thresholds, Mapping):
         raise InputError(f"recipe {name}: overrides and thresholds must be tables")
@@ -127,6 +142,7 @@ def parse_recipe(content: Mapping[str, Any], name: str) -> Recipe:
         embedding=_parse_format(content["embedding"], name) if "embedding" in content else base.embedding,
         overrides={pattern: _parse_format(given, name) for pattern, given in overrides.items()},
         thresholds={key: float(value) for key, value in thresholds.items()},
+        method=method,
     )
 
 
@@ -143,3 +159,18 @@ def _parse_format(given: Any, recipe: str) -> Format:
     if kind == "int4" and group is None:
         raise InputError(f"recipe {recipe}: int4 needs a group of 32, 64 or 128")
     return Format(kind, group)
+
+
+def recipe_to_toml(recipe: Recipe, note: str = "") -> str:
+    """A recipe as the content of a TOML file that ``load_recipe`` reads; ``note`` stands above it as a comment."""
+    lines = [f"# {line}" for line in note.splitlines()]
+    lines += [f'method = "{recipe.method}"', f"linear = {_format_to_toml(recipe.linear)}"]
+    lines += [f"embedding = {_format_to_toml(recipe.embedding)}", "", "[overrides]"]
+    lines += [f'"{pattern}" = {_format_to_toml(form)}' for pattern, form in recipe.overrides.items()]
+    lines += ["", "[thresholds]", *(f'"{key}" = {value!r}' for key, value in recipe.thresholds.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _format_to_toml(form: Format) -> str:
+    group = "" if form.group is None else f", group = {form.group}"
+    return f'{{ kind = "{form.kind}"{group} }}'

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,20 +24,40 @@ def round_to_nearest(weight: NDArray[np.float32], bits: int, group: int | None) 
 
     Raises InputError if the group does not divide the row, or a group's values are too large for the scales' grid.
     """
-    out, columns = weight.shape
+    columns = weight.shape[1]
+    scales = best_scales(weight, bits, group)
+    codes = np.empty(weight.shape, np.int8)
+    for part in _row_chunks(weight):
+        grouped = weight[part].reshape(-1, scales.shape[1], columns // scales.shape[1])
+        codes[part] = nearest_codes(grouped, scales[part], bits).reshape(-1, columns)
+    return QuantizedTensor(codes, scales, bits)
+
+
+def best_scales(
+    weight: NDArray[np.float32], bits: int, group: int | None, importance: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
+    """Scales float32 (out, groups) on the grid, as ``round_to_nearest`` chooses them; raises what it raises.
+
+    importance  float32 (in,): how much a squared error in each column counts; None is the same for all
+    """
+    columns = weight.shape[1]
     group = group or columns
     if columns % group:
         raise InputError(f"group {group} does not divide {columns} columns")
-    codes = np.empty((out, columns), np.int8)
-    scales = np.empty((out, columns // group), np.float32)
-    rows = max(1, _CHUNK_VALUES // columns)
-    choose = _best_scales if bits == 4 else _widest_scales
-    for start in range(0, out, rows):
-        grouped = weight[start : start + rows].reshape(-1, columns // group, group)
-        chosen = choose(grouped, bits)
-        scales[start : start + rows] = chosen
-        codes[start : start + rows] = nearest_codes(grouped, chosen, bits).reshape(-1, columns)
-    return QuantizedTensor(codes, scales, bits)
+    scales = np.empty((len(weight), columns // group), np.float32)
+    for part in _row_chunks(weight):
+        grouped = weight[part].reshape(-1, columns // group, group)
+        if bits == 4:
+            known = None if importance is None else importance.reshape(-1, group)
+            scales[part] = _best_scales(grouped, bits, known)
+        else:
+            scales[part] = _widest_scales(grouped, bits)
+    return scales
+
+
+def _row_chunks(weight: NDArray[np.float32]) -> Iterator[slice]:
+    rows = max(1, _CHUNK_VALUES // weight.shape[1])
+    return (slice(start, start + rows) for start in range(0, len(weight), rows))
 
 
 def nearest_codes(grouped: NDArray[np.float32], scales: NDArray[np.float32], bits: int) -> NDArray[np.int8]:
@@ -54,21 +76,24 @@ def _widest_scales(grouped: NDArray[np.float32], bits: int) -> NDArray[np.float3
     return to_scale_grid(widest)
 
 
-def _best_scales(grouped: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
-    """The candidate with the least squared error, from |w - sq|^2 = |w|^2 - 2 s w.q + s^2 q.q."""
+def _best_scales(
+    grouped: NDArray[np.float32], bits: int, importance: NDArray[np.float32] | None
+) -> NDArray[np.float32]:
+    """The candidate with the least squared error, from |w - sq|^2 = |w|^2 - 2 s w.q + s^2 q.q, each column weighed."""
     low, high = CODE_RANGE[bits]
     widest = np.abs(grouped).max(-1) / np.float32(high + 0.5)  # (out, groups)
     _check_range(widest)
     best = to_scale_grid(widest)
     least = np.full(widest.shape, np.inf, np.float32)
     scaled = np.empty_like(grouped)
+    weighed = grouped if importance is None else grouped * importance
     for shrinkage in _SHRINKAGE:
         scales = to_scale_grid(widest * shrinkage)
         np.multiply(grouped, (np.float32(1) / scales)[:, :, None], out=scaled)
         np.rint(scaled, out=scaled)
         np.clip(scaled, low, high, out=scaled)
-        along = np.einsum("ogi,ogi->og", grouped, scaled)
-        norm = np.einsum("ogi,ogi->og", scaled, scaled)
+        along = np.einsum("ogi,ogi->og", weighed, scaled)
+        norm = np.einsum("ogi,ogi->og", scaled, scaled if importance is None else scaled * importance)
         error = scales * (scales * norm - 2 * along)
         better = error < least
         least[better] = error[better]

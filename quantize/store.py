@@ -36,9 +36,14 @@ class Weights(Protocol):
     def __getitem__(self, name: str) -> CanonicalTensor: ...
 
 
+def bias_name(name: str) -> str:
+    """The name of the bias that belongs to a weight."""
+    return name.removesuffix("weight") + "bias"
+
+
 def bias_of(weights: Weights, name: str) -> Dense | None:
     """The bias that belongs to a linear's weight, if the model has one."""
-    bias = name.removesuffix("weight") + "bias"
+    bias = bias_name(name)
     if not name.endswith(".weight") or bias not in weights:
         return None
     tensor = weights[bias]

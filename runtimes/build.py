@@ -5,21 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .._version import __version__
 from ..errors import InputError, ParityError
 from ..export.bundle import FileEntry, Manifest, fingerprint, hash_file, hash_folder, staging, write_manifest
-from ..export.canonical import TensorError, check_formats, quantize_checkpoint
+from ..export.canonical import TensorError, check_formats
 from ..export.check import check_tensors
 from ..export.checkpoint import Checkpoint
 from ..export.config import ModelConfig, parse_config
 from ..export.genai_config import genai_config_bytes
 from ..export.open_checkpoint import open_checkpoint
-from ..quantize.recipe import Recipe, load_recipe
-from ..quantize.store import CanonicalFile, save_canonical
+from ..quantize.recipe import Recipe, load_recipe, recipe_to_toml
+from ..quantize.store import CanonicalFile
+from .budget import Budget, fit_recipe
 from .certificate import Certificate
 from .chat_template import control_tokens, load_chat_template
 from .chat_turns import chat_turns
@@ -27,6 +28,7 @@ from .golden import PROMPTS, Golden, expectation, make_sequences, read_prose, wr
 from .judge import JUDGE_STEPS, CheckpointWeights, Judgement, judge, runtime_limit
 from .progress import Progress, silent
 from .prompts import encode_prompts, stop_tokens
+from .quantise_model import Source, open_source, write_canonical
 from .target import Target
 from .targets import check_reference, get_target
 from .thresholds import limits
@@ -41,12 +43,19 @@ class _Model:
     """An opened model with all that was decided about its export."""
 
     name: str
-    checkpoint: Checkpoint
-    config: ModelConfig
+    source: Source
     recipe: Recipe
     context: int
     stop_tokens: tuple[int, ...]
     files: Mapping[str, bytes]
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        return self.source.checkpoint
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.source.config
 
 
 @dataclass(frozen=True)
@@ -64,13 +73,17 @@ def export(
     *,
     to: Sequence[str] = ("onnx",),
     recipe: str = "int4",
+    calibration: Path | None = None,
+    budget: Budget | None = None,
     context: int | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> ExportReport:
     """Quantise a model once, write it for each target, verify each file, and leave a bundle at ``output``.
 
-    context  tokens that the artifacts' caches hold; None is 2048, or the model's own limit if that is less
+    calibration  a text that says what inputs to choose integers for; None is the one that ships
+    budget       choose the format of each layer to fit; the recipe gives the method, and embedding and head
+    context      tokens that the artifacts' caches hold; None is 2048, or the model's own limit if that is less
 
     Raises InputError for anything that cannot be exported, ParityError if an artifact fails its certificate. In both
     cases nothing is left at ``output`` that was not there before.
@@ -79,10 +92,13 @@ def export(
     targets = [get_target(name) for name in dict.fromkeys(to)]
     if not targets:
         raise InputError("name at least one target with --to")
-    opened = _open(model, recipe, context)
+    opened = _open(model, recipe, context, calibration)
     with staging(output, overwrite) as folder:
         notes = _write_texts(opened, folder)
-        fingerprints, errors = _quantize(opened, folder / _CANONICAL_FILE, progress)
+        if budget is not None:
+            opened = _fit(opened, budget, folder, progress)
+        weights, errors = write_canonical(opened.source, opened.recipe, folder / _CANONICAL_FILE, progress)
+        fingerprints = {name: fingerprint(weights[name]) for name in weights}
         _lower(opened, targets, folder, progress)
         certificate = _verify(opened, targets, folder, fingerprints, progress)
         (folder / _CANONICAL_FILE).unlink()
@@ -92,7 +108,7 @@ def export(
     return ExportReport(output, certificate, tuple(worst))
 
 
-def _open(model: str, recipe: str, context: int | None) -> _Model:
+def _open(model: str, recipe: str, context: int | None, calibration: Path | None) -> _Model:
     """Everything that can be refused is refused here, before any work is done."""
     chosen = load_recipe(recipe)
     limits(chosen.thresholds)
@@ -107,13 +123,19 @@ def _open(model: str, recipe: str, context: int | None) -> _Model:
     files = checkpoint.tokenizer_files()
     return _Model(
         name=model if not Path(model).exists() else Path(model).resolve().name,
-        checkpoint=checkpoint,
-        config=config,
+        source=open_source(checkpoint, config, calibration),
         recipe=chosen,
         context=context or min(DEFAULT_CONTEXT, config.max_position_embeddings),
         stop_tokens=stop_tokens(files, checkpoint.config),
         files=files,
     )
+
+
+def _fit(model: _Model, budget: Budget, folder: Path, progress: Progress) -> _Model:
+    """The model with a recipe that fits the budget, which is written into the bundle for people to read and edit."""
+    recipe, note = fit_recipe(model.source, model.recipe, budget, progress)
+    (folder / "recipe.toml").write_text(recipe_to_toml(recipe, note), encoding="utf-8")
+    return replace(model, recipe=recipe)
 
 
 def _write_texts(model: _Model, folder: Path) -> tuple[str, ...]:
@@ -129,21 +151,6 @@ def _write_texts(model: _Model, folder: Path) -> tuple[str, ...]:
     turns["control"] = list(control_tokens(load_tokenizer(folder), template))
     (folder / "chat_turns.json").write_text(json.dumps(turns, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return ()
-
-
-def _quantize(model: _Model, path: Path, progress: Progress) -> tuple[dict[str, dict[str, str]], list[TensorError]]:
-    """Write the canonical weights; their fingerprints and errors by name."""
-    names = list(model.checkpoint.names())
-    errors: list[TensorError] = []
-    with progress(f"Quantising to {model.recipe.name}", len(names)) as step:
-
-        def report(error: TensorError) -> None:
-            errors.append(error)
-            step()
-
-        save_canonical(path, quantize_checkpoint(model.checkpoint, names, model.recipe, report))
-    weights = CanonicalFile(path)
-    return {name: fingerprint(weights[name]) for name in weights}, errors
 
 
 def _lower(model: _Model, targets: Sequence[Target], folder: Path, progress: Progress) -> None:

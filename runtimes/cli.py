@@ -114,22 +114,50 @@ def main() -> None:
     "--recipe",
     default="int4",
     show_default=True,
-    help="int4, int4-g64, int4-g128 (each also with -rtn), int8, fp16, fp32, or a .toml.",
+    help="int4, int4-g64, int4-g128, int8 (each also with -rtn), fp16, fp32, or a .toml.",
 )
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    help="Text to choose the integers for.  [default: one that ships]",
+)
+@click.option("--bits", type=click.FloatRange(2, 16), help="Choose formats by layer: bits for each weight of a linear.")
+@click.option("--size", help="Choose formats by layer: size of all weights, like 90MB.")
 @click.option("--context", type=int, help="Tokens that the cache holds.  [default: 2048, or the model's limit]")
 @click.option("--overwrite", is_flag=True, help="Replace the bundle if it is there.")
 @_json_option
 def export_command(
-    model: str, output: Path, to: tuple[str, ...], recipe: str, context: int | None, overwrite: bool, as_json: bool
+    model: str,
+    output: Path,
+    to: tuple[str, ...],
+    recipe: str,
+    calibration: Path | None,
+    bits: float | None,
+    size: str | None,
+    context: int | None,
+    overwrite: bool,
+    as_json: bool,
 ) -> None:
     """Quantise MODEL, write its artifacts, and verify each.
 
     MODEL is a folder with config.json and safetensors, a .gguf file, a Hub id, or the demo model smollm2-135m.
     """
+    from .budget import Budget, parse_size
     from .build import export
 
+    if bits is not None and size is not None:
+        raise InputError("give --bits or --size, not both")
+    budget = None if bits is None and size is None else Budget(bits, None if size is None else parse_size(size))
     report = export(
-        model, output, to=to, recipe=recipe, context=context, overwrite=overwrite, progress=_progress(as_json)
+        model,
+        output,
+        to=to,
+        recipe=recipe,
+        calibration=calibration,
+        budget=budget,
+        context=context,
+        overwrite=overwrite,
+        progress=_progress(as_json),
     )
     if as_json:
         _print_json(report.certificate.to_json() | {"bundle": str(report.bundle)})
@@ -188,6 +216,63 @@ def _show_certificate(certificate: Certificate) -> None:
         console.print(f"{name}: {describe(target)}", soft_wrap=True)
         for note in target.notes:
             console.print(f"  {note}", soft_wrap=True)
+
+
+@main.command(
+    "eval",
+    epilog=_examples(
+        "pocketlm eval smol --text mine.txt --reference smollm2-135m",
+        "pocketlm eval smollm2-135m --text mine.txt --recipe int4 --recipe int4-rtn --pictures out",
+    ),
+)
+@click.argument("subject", metavar="BUNDLE|MODEL")
+@click.option("--text", type=click.Path(path_type=Path), required=True, help="What to read, in UTF-8.")
+@click.option("--recipe", multiple=True, help="Quantise MODEL by this recipe; may be given again.")
+@click.option("--reference", help="The source model of BUNDLE, to compare with.")
+@click.option("--calibration", type=click.Path(path_type=Path), help="As for export.")
+@click.option("--tokens", type=click.IntRange(1), default=20480, show_default=True, help="At most so many.")
+@click.option("--pictures", type=click.Path(path_type=Path), help="Folder for two pictures (SVG).")
+@_json_option
+def eval_command(
+    subject: str,
+    text: Path,
+    recipe: tuple[str, ...],
+    reference: str | None,
+    calibration: Path | None,
+    tokens: int,
+    pictures: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure what quantised weights keep: perplexity, KL, top-1 agreement.
+
+    A bundle is compared with --reference, a model is quantised by each --recipe. Activations stay in fp32.
+    """
+    from .evaluate import evaluate
+    from .evaluation_report import layer_table, quality_table, write_pictures
+
+    found = evaluate(
+        subject,
+        text,
+        recipes=recipe,
+        reference=reference,
+        calibration=calibration,
+        tokens=tokens,
+        progress=_progress(as_json),
+    )
+    drawn = [] if pictures is None else write_pictures(found, pictures)
+    if as_json:
+        _print_json(found.to_json())
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.print(quality_table(found))
+    for name, candidate in found.candidates.items():
+        if candidate.layer_errors is not None:
+            console.print(name, layer_table(candidate.layer_errors))
+    click.echo(f"{found.tokens} tokens in {found.sequences} pieces")
+    for path in drawn:
+        click.echo(f"Picture: {path}")
 
 
 @main.command("fetch", epilog=_examples("pocketlm fetch smollm2-135m"))

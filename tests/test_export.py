@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from pocketlm.errors import InputError, ParityError
-from pocketlm.runtimes import build, targets
+from pocketlm.runtimes import quantise_model, targets
 from pocketlm.runtimes.build import export
 from pocketlm.runtimes.cli import run
 from pocketlm.runtimes.verify import verify
@@ -139,7 +139,7 @@ def test_a_full_disk_is_one_line(tmp_path, tiny_folder, monkeypatch, capsys):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(build, "save_canonical", full)
+    monkeypatch.setattr(quantise_model, "save_canonical", full)
     assert run(["export", str(tiny_folder), "-o", str(tmp_path / "b")]) == 2
     assert "No space left on device" in message(capsys)
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,96 @@
+"""Small pictures of measurements, as SVG: lines over an axis, and points with names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+_WIDTH, _HEIGHT = 760, 420
+_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 20, 50, 55
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")  # Okabe and Ito's palette
+_FONT = 'font-family="sans-serif" font-size="12"'
+
+Points = Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What stands above a picture and along its axes."""
+
+    title: str
+    x: str
+    y: str
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """The range of both axes."""
+
+    low: tuple[float, float]
+    high: tuple[float, float]
+
+    def place(self, point: tuple[float, float]) -> tuple[float, float]:
+        """Where a point is drawn, in pixels."""
+        x, y = ((v - a) / (b - a) for v, a, b in zip(point, self.low, self.high, strict=True))
+        return _LEFT + x * (_WIDTH - _LEFT - _RIGHT), _HEIGHT - _BOTTOM - y * (_HEIGHT - _TOP - _BOTTOM)
+
+
+def line_chart(labels: Labels, series: Mapping[str, Points]) -> str:
+    """An SVG document with one line for each series, and a legend; y starts at 0."""
+    frame = _frame([point for points in series.values() for point in points])
+    parts = _axes(labels, frame)
+    for index, (name, points) in enumerate(series.items()):
+        colour = _COLOURS[index % len(_COLOURS)]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(frame.place, points))
+        parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{path}"/>')
+        x, y = _LEFT + 12 + 150 * (index % 4), _TOP - 8 + 15 * (index // 4)
+        parts.append(f'<text x="{x}" y="{y}" fill="{colour}" {_FONT}>{escape(name)}</text>')
+    return _document(parts)
+
+
+def scatter(labels: Labels, points: Mapping[str, tuple[float, float]]) -> str:
+    """An SVG document with one point for each name; y starts at 0."""
+    frame = _frame(list(points.values()))
+    parts = _axes(labels, frame)
+    for index, (name, point) in enumerate(points.items()):
+        x, y = frame.place(point)
+        colour = _COLOURS[index % len(_COLOURS)]
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>')
+        anchor, shift = ("end", -7) if x > _WIDTH - 150 else ("start", 7)
+        parts.append(
+            f'<text x="{x + shift:.1f}" y="{y - 5:.1f}" fill="{colour}" text-anchor="{anchor}" {_FONT}>'
+            f"{escape(name)}</text>"
+        )
+    return _document(parts)
+
+
+def _frame(points: Points) -> _Frame:
+    xs, ys = [x for x, _ in points] or [0.0], [y for _, y in points] or [0.0]
+    margin = 0.05 * (max(xs) - min(xs)) or 1.0
+    return _Frame((min(xs) - margin, 0.0), (max(xs) + margin, 1.08 * max(ys) or 1.0))
+
+
+def _axes(labels: Labels, frame: _Frame) -> list[str]:
+    bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
+    middle_x, middle_y = (_LEFT + right) / 2, (_TOP + bottom) / 2
+    parts = [
+        f'<text x="{_LEFT}" y="20" font-family="sans-serif" font-size="15">{escape(labels.title)}</text>',
+        f'<text x="{middle_x}" y="{_HEIGHT - 12}" text-anchor="middle" {_FONT}>{escape(labels.x)}</text>',
+        f'<text transform="translate(16 {middle_y}) rotate(-90)" text-anchor="middle" {_FONT}>',
+        f"{escape(labels.y)}</text>",
+        f'<path d="M{_LEFT} {_TOP}V{bottom}H{right}" fill="none" stroke="#444"/>',
+    ]
+    for index in range(6):
+        share = index / 5
+        x, y = (low + share * (high - low) for low, high in zip(frame.low, frame.high, strict=True))
+        at_x, at_y = frame.place((x, y))
+        parts.append(f'<path d="M{_LEFT} {at_y:.1f}H{right}" stroke="#ddd"/>')
+        parts.append(f'<text x="{_LEFT - 6}" y="{at_y + 4:.1f}" text-anchor="end" {_FONT}>{y:.3g}</text>')
+        parts.append(f'<text x="{at_x:.1f}" y="{bottom + 17}" text-anchor="middle" {_FONT}>{x:.3g}</text>')
+    return parts
+
+
+def _document(parts: Sequence[str]) -> str:
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}">'
+    return "\n".join([head, f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>', *parts, "</svg>"]) + "\n"
