@@ -22,6 +22,7 @@ from pocketlm.export.config import parse_config
 from pocketlm.export.open_checkpoint import open_checkpoint
 from pocketlm.quantize.recipe import load_recipe
 from pocketlm.quantize.store import CanonicalFile, save_canonical
+from pocketlm.runtimes.target import SpecialTokens
 from pocketlm.runtimes.targets import get_target
 model, recipe, target, folder = sys.argv[1:]
 folder = Path(folder)
@@ -29,7 +30,8 @@ checkpoint = open_checkpoint(model)
 tensors = quantize_checkpoint(checkpoint, list(checkpoint.names()), load_recipe(recipe), lambda error: None)
 save_canonical(folder / "canonical.safetensors", tensors)
 quantized = time.perf_counter()
-get_target(target).write(folder, parse_config(checkpoint.config), CanonicalFile(folder / "canonical.safetensors"), 2048)
+config, weights = parse_config(checkpoint.config), CanonicalFile(folder / "canonical.safetensors")
+get_target(target).write(folder, config, weights, 2048, SpecialTokens(None, ()))
 print(json.dumps([quantized - started, time.perf_counter() - quantized,
                   resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
 """

@@ -24,9 +24,6 @@ from .executorch_ops import ExecuTorchOps
 from .executorch_plan import constant_plan, forward_plan
 from .inventory import take_inventory
 
-# Tokens that one call takes at most; the runtime's buffers are as large as that. Longer prompts go in several calls.
-PREFILL_TOKENS = 512
-
 # What may run outside XNNPACK, and why.
 KERNELS = {
     "aten::_local_scalar_dense": "the position, as a number",
@@ -47,6 +44,7 @@ def write_executorch(
     weights: Weights,
     context: int,
     *,
+    bos_id: int | None = None,
     eos_ids: Sequence[int] = (),
     every_token: bool = False,
 ) -> None:
@@ -54,7 +52,8 @@ def write_executorch(
 
     Quantised weights keep their codes and scales bit for bit; XNNPACK gives their activations int8. fp16 weights are
     stored as such and computed with in float32.
-    ``eos_ids``: the tokens that end an answer; without them ExecuTorch's runner asks the tokenizer.
+    ``bos_id``: the token that begins a text. ``eos_ids``: those that end an answer; without them ExecuTorch's runner
+    takes its tokenizer's guess.
     ``every_token``: give the logits of every token, to examine a program; runners want the last one's only.
 
     Raises InputError for a format or a shape that XNNPACK cannot take.
@@ -66,9 +65,8 @@ def write_executorch(
         logits = ops.compute(decoder(ops, config, ops.tokens))
         steps = divide(ops.nodes, [logits])
         _check_kernels([step.op for step in steps if isinstance(step, Kernel)])
-        most = min(context, PREFILL_TOKENS)
-        plans = [forward_plan(file, steps, [ops.tokens, ops.position], logits, most)]
-        file.save(plans + _constant_methods(config, context, most, eos_ids))
+        plans = [forward_plan(file, steps, [ops.tokens, ops.position], logits, context)]
+        file.save(plans + _constant_methods(config, context, bos_id, eos_ids))
     finally:
         file.close()
 
@@ -78,10 +76,16 @@ def _check_kernels(names: Sequence[str]) -> None:
     assert not unexpected, f"operations outside XNNPACK: {unexpected}"
 
 
-def _constant_methods(config: ModelConfig, context: int, most: int, eos_ids: Sequence[int]) -> list[dict[str, object]]:
-    """What ExecuTorch's runner for text asks a model."""
+def _constant_methods(
+    config: ModelConfig, context: int, bos_id: int | None, eos_ids: Sequence[int]
+) -> list[dict[str, object]]:
+    """What ExecuTorch's runner for text asks a model.
+
+    A call takes as many tokens as the cache holds, although longer buffers cost memory: where a call takes fewer, the
+    runner assumes a sliding window, counts no tokens, and fails in the middle of an answer that meets the cache's end.
+    """
     answers: dict[str, Sequence[int | bool]] = {
-        "get_max_seq_len": [most],
+        "get_max_seq_len": [context],
         "get_max_context_len": [context],
         "get_vocab_size": [config.vocab_size],
         "get_n_layers": [config.num_hidden_layers],
@@ -89,6 +93,7 @@ def _constant_methods(config: ModelConfig, context: int, most: int, eos_ids: Seq
         "use_sdpa_with_kv_cache": [True],
         "enable_dynamic_shape": [True],
     }
+    answers |= {} if bos_id is None else {"get_bos_id": [bos_id]}
     answers |= {"get_eos_ids": list(eos_ids)} if eos_ids else {}
     return [constant_plan(name, values) for name, values in answers.items()]
 
@@ -132,4 +137,4 @@ class Dequantized:
         return weight.dequantize() if isinstance(weight, QuantizedTensor) else np.asarray(weight, np.float32)
 
 
-__all__ = ["KERNELS", "MODEL_FILE", "PREFILL_TOKENS", "Dequantized", "tied_table_bytes", "write_executorch"]
+__all__ = ["KERNELS", "MODEL_FILE", "Dequantized", "tied_table_bytes", "write_executorch"]

@@ -29,7 +29,7 @@ from .judge import JUDGE_STEPS, CheckpointWeights, Judgement, judge, runtime_lim
 from .progress import Progress, silent
 from .prompts import encode_prompts, stop_tokens
 from .quantise_model import Source, open_source, write_canonical
-from .target import Target
+from .target import SpecialTokens, Target
 from .targets import check_reference, get_target
 from .thresholds import limits
 from .tokenizer import load_tokenizer
@@ -158,9 +158,15 @@ def _lower(model: _Model, targets: Sequence[Target], folder: Path, progress: Pro
     for target in targets:
         with progress(f"Writing {target.name}"):
             (folder / target.name).mkdir()
-            target.write(folder / target.name, model.config, CanonicalFile(folder / _CANONICAL_FILE), model.context)
+            weights = CanonicalFile(folder / _CANONICAL_FILE)
+            target.write(folder / target.name, model.config, weights, model.context, _special_tokens(model))
     if any(target.name == "onnx" for target in targets):
         _write_genai_files(model, folder)
+
+
+def _special_tokens(model: _Model) -> SpecialTokens:
+    beginning = model.checkpoint.config.get("bos_token_id")
+    return SpecialTokens(beginning if isinstance(beginning, int) else None, model.stop_tokens)
 
 
 def _write_genai_files(model: _Model, folder: Path) -> None:
@@ -192,10 +198,10 @@ def _verify(
     with progress("Running the source model"):
         weights = CheckpointWeights(model.checkpoint)
         source = reference_logits(weights, model.config, evaluation.tokens, first=evaluation.first)
-    allowed = limits(model.recipe.thresholds)
     judged: dict[str, Judgement] = {}
     golden: dict[str, Mapping[str, Any]] = {}
     for target in targets:
+        allowed = limits(model.recipe.thresholds, target.limits)
         with progress(f"Verifying {target.name}", JUDGE_STEPS) as step:
             judgement = judge(
                 target, folder / target.name, model.config, fingerprints, evaluation, source, allowed, step

@@ -25,6 +25,19 @@ class Error:
 
 
 @dataclass(frozen=True)
+class Exactness:
+    """Programs of one operation or one layer, with the model's weights, against the emulation fed the same input.
+
+    programs   how many were run
+    worst      the one that deviates most; ``deviation`` its largest difference over its largest value
+    """
+
+    programs: int
+    worst: str
+    deviation: float
+
+
+@dataclass(frozen=True)
 class TargetCertificate:
     """What was measured on one finished artifact.
 
@@ -36,6 +49,7 @@ class TargetCertificate:
     notes               what a reader must know to understand the figures
     lint                constructs known to be slow or to fail on a device, with their sources
     size_bytes          of the artifact; ``seconds`` the time its verification took
+    exactness           of single operations, where the target runs them apart
     None where a thing was not measured: quantization and total without the source model, conversion where the runtime
     cannot compute with fp32 activations.
     """
@@ -55,6 +69,7 @@ class TargetCertificate:
     lint: tuple[str, ...] = ()
     size_bytes: int = 0
     seconds: float = 0.0
+    exactness: Exactness | None = None
 
     @property
     def passed(self) -> bool:

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from ..export.config import ModelConfig
 from ..quantize.store import Weights
 from .session import Session
-from .target import ReadBack, Target
+from .target import ReadBack, SpecialTokens, Target
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def _write(folder: Path, config: ModelConfig, weights: Weights, context: int) -> None:
+def _write(folder: Path, config: ModelConfig, weights: Weights, context: int, special: SpecialTokens) -> None:
     from .mil_package import import_coremltools
 
     import_coremltools()

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..export.executorch_file import MODEL_FILE
 from ..export.executorch_schema import MISSING, package_folder
+from .pte_check import check_program
 from .session import check_tokens
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _CUSTOM_OPS = "extension/llm/custom_ops/libcustom_ops_aot_lib.so"
 _QUANTIZED_OPS = "kernels/quantized/libquantized_ops_aot_lib.so"
+PREFILL_TOKENS = 512  # tokens of one call: more would take more working memory and be no faster
 
 
 @functools.lru_cache(maxsize=1)
@@ -135,15 +137,17 @@ class ExecuTorchSession:
         path = folder / MODEL_FILE
         if not path.is_file():
             raise InputError(f"{path} is missing; export the model again with --to executorch")
+        check_program(path)
         self._torch, runtime = import_executorch()
         with _quiet():
             _start_pool(threads)
             try:
                 # The program must outlive its method: it owns the memory that the method works in.
-                self._program = runtime._load_program(str(path))
+                whole = runtime.Verification.InternalConsistency
+                self._program = runtime._load_program(str(path), program_verification=whole)
                 self._forward = self._program.load_method("forward")
                 self._context = self._ask("get_max_context_len")
-                self._most = self._ask("get_max_seq_len")
+                self._most = min(self._ask("get_max_seq_len"), PREFILL_TOKENS)
                 self._vocab_size = self._ask("get_vocab_size")
             except RuntimeError as error:
                 reason = str(error).strip().splitlines()[0]
@@ -176,7 +180,7 @@ class ExecuTorchSession:
         self._position = 0
 
     def run(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """See Session. A long prompt goes in several calls, as many tokens each as the program takes."""
+        """See Session. A long prompt goes in several calls, ``PREFILL_TOKENS`` each."""
         logits: NDArray[np.float32] = self.run_all(tokens)[-1]
         return logits
 

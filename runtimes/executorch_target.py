@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,16 +13,16 @@ from ..export.config import ModelConfig
 from ..quantize.store import Weights
 from . import executorch_session
 from .session import Session
-from .target import ReadBack, Target
+from .target import ReadBack, SpecialTokens, Target
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def _write(folder: Path, config: ModelConfig, weights: Weights, context: int) -> None:
+def _write(folder: Path, config: ModelConfig, weights: Weights, context: int, special: SpecialTokens) -> None:
     from ..export.to_executorch import write_executorch
 
-    write_executorch(folder, config, weights, context)
+    write_executorch(folder, config, weights, context, bos_id=special.beginning, eos_ids=special.stops)
 
 
 def _read_back(folder: Path, config: ModelConfig) -> ReadBack:
@@ -61,6 +61,13 @@ def _locate(folder: Path, config: ModelConfig, weights: Weights, tokens: NDArray
     return locate(folder, config, weights, tokens)
 
 
+def _exactness(config: ModelConfig, weights: Weights) -> Mapping[str, float]:
+    from .executorch_exactness import one_layer_exactness
+
+    return one_layer_exactness(config, weights)
+
+
 EXECUTORCH = Target(
     "executorch", _write, _read_back, _open, _exact, _emulate, executorch_session.version, _locate,
+    exactness=_exactness, limits={"runtime.noise_floors": 1.5},
 )  # fmt: skip

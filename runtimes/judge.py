@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..export.checkpoint import Checkpoint
 from ..export.config import ModelConfig
 from ..quantize.store import Weights
-from .certificate import Error, TargetCertificate
+from .certificate import Error, Exactness, TargetCertificate
 from .identity import check_identity
 from .metrics import Deviation, deviation, perplexity_ratio
 from .session import Session
@@ -130,10 +130,11 @@ def judge(
     found = target.read_back(folder, config)
     identity = check_identity(found, fingerprints, config)
     step()
-    errors, expected, shipped, failures = None, None, None, identity.differences
+    errors, exactness, expected, shipped, failures = None, None, None, None, identity.differences
     if not failures:
+        exactness, inexact = _exactness(target, config, found.weights, limits)
         errors, expected, shipped = _measure(target, folder, config, found.weights, evaluation, source, step)
-        failures = find_failures(errors, limits)
+        failures = inexact + find_failures(errors, limits)
         if any(line.startswith("conversion") for line in failures) and target.locate is not None:
             failures += (target.locate(folder, config, found.weights, evaluation.tokens),)
     certificate = TargetCertificate(
@@ -152,8 +153,25 @@ def judge(
         lint=() if target.lint is None else target.lint(folder),
         size_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
         seconds=round(time.perf_counter() - started, 2),
+        exactness=exactness,
     )
     return Judgement(certificate, expected, shipped)
+
+
+def _exactness(
+    target: Target, config: ModelConfig, weights: Weights, limits: Mapping[str, float]
+) -> tuple[Exactness | None, tuple[str, ...]]:
+    """What single operations deviate, and a line for each that deviates too much."""
+    if target.exactness is None:
+        return None, ()
+    found, limit = target.exactness(config, weights), limits["exactness.relative"]
+    worst = max(found, key=lambda name: found[name])
+    lines = tuple(
+        f"exactness: {name} differs from its emulation by {value:.2g} of its largest value, more than {limit:.2g}"
+        for name, value in found.items()
+        if not value <= limit
+    )
+    return Exactness(len(found), worst, found[worst]), lines
 
 
 def _measure(

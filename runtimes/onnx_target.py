@@ -13,13 +13,13 @@ from ..export.config import ModelConfig
 from ..quantize.store import Weights
 from . import onnx_session
 from .session import Session
-from .target import ReadBack, Target
+from .target import ReadBack, SpecialTokens, Target
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def _write(folder: Path, config: ModelConfig, weights: Weights, context: int) -> None:
+def _write(folder: Path, config: ModelConfig, weights: Weights, context: int, special: SpecialTokens) -> None:
     from ..export.to_onnx import write_onnx
 
     write_onnx(folder, config, weights, context)

@@ -20,7 +20,7 @@ from .flatbuffer import Decoder, FlatbufferError, Schema, parse_schema
 
 _HEADER = struct.Struct("<4sIQQQ")  # magic, length, size of program, start of segments, size of segments
 _XNN_HEADER = struct.Struct("<4s4sHIIIQ")
-_DTYPES = {"FLOAT": np.float32, "HALF": np.float16, "CHAR": np.int8, "BYTE": np.uint8, "LONG": np.int64}
+DTYPES = {"FLOAT": np.float32, "HALF": np.float16, "CHAR": np.int8, "BYTE": np.uint8, "LONG": np.int64}
 XNNPACK = "XnnpackBackend"
 
 
@@ -94,17 +94,22 @@ class Pte:
                 f"{self.path}: written in format {head[4:8].decode('latin-1')} of another ExecuTorch version, this one "
                 f"reads {schema.identifier.decode()}; export the model again"
             )
-        if len(head) < 40 or head[4:8] != schema.identifier:
+        if head[4:8] != schema.identifier:
             raise InputError(f"{self.path}: not a .pte file")
+        if len(head) < 40:
+            raise self._damaged(f"it ends after {len(head)} bytes")
         magic, length, size, start, segments_size = _HEADER.unpack_from(head, 8)
         if magic != b"eh00" or length < _HEADER.size:
             raise InputError(f"{self.path}: it has no extended header; export the model again")
         if max(size, start + segments_size) > len(self._bytes):
             raise self._damaged(f"it ends after {len(self._bytes)} of {start + segments_size} bytes")
         try:
-            return start, Decoder(schema, self._bytes[:size].tobytes()).root()
+            program = Decoder(schema, self._bytes[:size].tobytes()).root()
         except FlatbufferError as error:
             raise self._damaged(str(error)) from error
+        if program["version"]:
+            raise InputError(f"{self.path}: a program of version {program['version']}, only 0 is known here")
+        return start, program
 
     def _damaged(self, reason: str) -> InputError:
         return InputError(f"{self.path}: the file is damaged, export the model again ({reason})")
@@ -140,7 +145,7 @@ class Pte:
         if tensor["type"] != "Tensor" or not 0 < place < len(offsets):
             raise self._damaged(f"value {index} is not a constant tensor")
         data = self.segment(self.program["constant_segment"]["segment_index"])[offsets[place] :]
-        return self.as_array(data, _DTYPES.get(tensor["scalar_type"], np.uint8), tensor["sizes"])
+        return self.as_array(data, DTYPES.get(tensor["scalar_type"], np.uint8), tensor["sizes"])
 
     def as_array(self, data: NDArray[np.uint8], dtype: Any, dims: list[int]) -> NDArray[Any]:
         """The beginning of these bytes as a tensor."""

@@ -47,6 +47,10 @@ def _floor(error: Error | None) -> str:
     return "-" if error is None or error.noise_floor_kl is None else f"{error.noise_floor_kl:.2g}"
 
 
+def _worst(target: TargetCertificate) -> str:
+    return "-" if target.exactness is None else f"{target.exactness.deviation:.2g} ({target.exactness.programs})"
+
+
 _Cell = Callable[[TargetCertificate], str]
 
 # Label, what stands in a target's column, whether a line is drawn below.
@@ -54,6 +58,7 @@ _ROWS: tuple[tuple[str, _Cell, bool], ...] = (
     ("size", lambda target: f"{target.size_bytes / 1e6:.1f} MB", False),
     ("weights identical", lambda t: f"{'yes' if t.weights_identical else 'NO'} ({t.tensors_checked})", True),
     ("conversion     KL", lambda target: _kl(target.conversion), False),
+    ("one operation", lambda target: _worst(target), False),
     ("runtime        KL", lambda target: _kl(target.runtime), False),
     ("  noise floor  KL", lambda target: _floor(target.runtime), False),
     ("activation     KL", lambda target: _kl(target.activation), False),
@@ -89,6 +94,8 @@ def _check_of(line: str) -> str:
     start = line.partition(":")[0]
     if start in ("conversion", "runtime"):
         return start
+    if start == "exactness":
+        return "runtime"
     if start in ("total", "quantization", "activation"):
         return "total"
     if start == "golden replay":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -30,6 +30,14 @@ class ReadBack:
     constants: Mapping[str, float]
 
 
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Token ids that a runtime must know: the one that begins a text, if there is one, and those that end an answer."""
+
+    beginning: int | None
+    stops: tuple[int, ...]
+
+
 class Emulation(Protocol):
     """The fp32 reference with a target's activation arithmetic put in: what correct kernels would compute."""
 
@@ -50,25 +58,30 @@ class Emulation(Protocol):
 class Target:
     """One format of artifact. ``folder`` is the target's own folder in the bundle.
 
-    write         (folder, config, canonical weights, context in tokens): write the artifact
+    write         (folder, config, canonical weights, context in tokens, special tokens): write the artifact
     read_back     (folder, config): parse weights and constants out of the finished file
     open_session  (folder, threads): the artifact as shipped
     exact_logits  (folder, config, token ids int64 (batch, tokens)) -> float32 (batch, tokens, vocab): the finished
                   artifact evaluated with fp32 activations, through its cache; None where the runtime has no such mode
     emulate       the reference with the shipped kernels' activation arithmetic; None where they compute in fp32
     evaluated_by  what runs it, with its version
+    exactness     (config, canonical weights) -> what single operations and layers of the shipped kernels, fed the same
+                  input, deviate from the emulation, relative to the largest value; None if they were not run apart
+    limits        changes to the limits of ``thresholds``
     locate        (folder, config, weights, token ids) -> one line that names the first operation that deviates
     notes         what a reader of the certificate must know
     lint          (folder) -> one line for each construct known to be slow or to fail on a device, with its source
     """
 
     name: str
-    write: Callable[[Path, ModelConfig, Weights, int], None]
+    write: Callable[[Path, ModelConfig, Weights, int, SpecialTokens], None]
     read_back: Callable[[Path, ModelConfig], ReadBack]
     open_session: Callable[[Path, int], Session]
     exact_logits: Callable[[Path, ModelConfig, NDArray[np.int64]], NDArray[np.float32]] | None
     emulate: Emulation | None
     evaluated_by: Callable[[], str]
     locate: Callable[[Path, ModelConfig, Weights, NDArray[np.int64]], str] | None = None
+    exactness: Callable[[ModelConfig, Weights], Mapping[str, float]] | None = None
+    limits: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     lint: Callable[[Path], tuple[str, ...]] | None = None

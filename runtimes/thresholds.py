@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from ..errors import InputError
 
@@ -30,6 +31,9 @@ THRESHOLDS: Mapping[str, Threshold] = {
         5e-4, "largest logit difference over the logits' standard deviation: float rounding over 30 layers gives 6e-5"
     ),
     "activation.kl": Threshold(_INFINITE, "the scheme's own cost, chosen with the target; reported"),
+    "exactness.relative": Threshold(
+        1e-4, "one operation or layer, fed the same input: float rounding gives 1e-6, another rounding rule 1e-3"
+    ),
     "runtime.noise_floors": Threshold(
         2.0, "two correct runtimes differ by about one noise floor; the shipped kernels may not differ by more than two"
     ),
@@ -39,9 +43,9 @@ THRESHOLDS: Mapping[str, Threshold] = {
 }
 
 
-def limits(changes: Mapping[str, float]) -> dict[str, float]:
-    """The limits with a recipe's changes; raises InputError for a name that is not in the table."""
+def limits(changes: Mapping[str, float], of_target: Mapping[str, float] = MappingProxyType({})) -> dict[str, float]:
+    """The limits with a target's and then a recipe's changes; raises InputError for a name that is not in the table."""
     unknown = sorted(set(changes) - set(THRESHOLDS))
     if unknown:
         raise InputError(f"recipe: no threshold {unknown[0]!r}; there are {', '.join(THRESHOLDS)}")
-    return {name: threshold.limit for name, threshold in THRESHOLDS.items()} | dict(changes)
+    return {name: threshold.limit for name, threshold in THRESHOLDS.items()} | dict(of_target) | dict(changes)

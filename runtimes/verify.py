@@ -46,12 +46,13 @@ def verify(
     golden = read_golden(bundle)
     if golden.evaluation.tokens.max() >= config.vocab_size or golden.evaluation.tokens.min() < 0:
         raise InputError(f"{bundle}: golden.json has tokens outside the vocabulary; export again")
-    allowed = limits(manifest.recipe.get("thresholds", {}))
+    thresholds = manifest.recipe.get("thresholds", {})
     source = None if model is None else source_logits(model, config, golden.evaluation, progress)
     found = {}
     for name in names:
         with progress(f"Verifying {name}", JUDGE_STEPS) as step:
             target = get_target(name)
+            allowed = limits(thresholds, target.limits)
             judgement = judge(target, bundle / name, config, manifest.weights, golden.evaluation, source, allowed, step)
         found[name] = _with_replay(judgement, golden, name)
         if source is None:

@@ -102,7 +102,7 @@ def test_everything_but_what_xnnpack_lacks_is_delegated(tmp_path):
 
 
 def test_a_long_prompt_goes_in_several_calls(tmp_path, monkeypatch):
-    monkeypatch.setattr("pocketlm.export.to_executorch.PREFILL_TOKENS", 5)
+    monkeypatch.setattr("pocketlm.runtimes.executorch_session.PREFILL_TOKENS", 5)
     ids = token_ids(13)
     write(tmp_path, "fp32")
     session = open_session(tmp_path)

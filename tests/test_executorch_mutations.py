@@ -1,6 +1,8 @@
 """Break a .pte in every way we can think of: each must be found, and named."""
 
 import struct
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -272,3 +274,41 @@ def read_all(weights):
     for name in weights:
         tensor = weights[name]
         (tensor.codes if isinstance(tensor, QuantizedTensor) else tensor).sum()
+
+
+def test_a_program_that_native_code_must_not_be_given(tmp_path):
+    """One bit anywhere in the program or in XNNPACK's graphs: refused in one line, or it runs. It never crashes."""
+    write(tmp_path, "int4")
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "import numpy as np\n"
+        "from pocketlm.errors import InputError\n"
+        "from pocketlm.runtimes.executorch_session import ExecuTorchSession\n"
+        "from pocketlm.runtimes.pte_file import Pte\n"
+        "path = Path(sys.argv[1]) / 'model.pte'\n"
+        "whole, pte = path.read_bytes(), Pte(path)\n"
+        "places = [pte.program['segments'][d['processed']['index']] for d in pte.plan['delegates']]\n"
+        "parts = [(p['offset'] + pte._start, p['size']) for p in places] + [(0, pte._start)] * len(places)\n"
+        "rng, refused = np.random.default_rng(3), 0\n"
+        "for _ in range(120):\n"
+        "    data, (start, size) = bytearray(whole), parts[rng.integers(len(parts))]\n"
+        "    data[start + rng.integers(size)] ^= 1 << rng.integers(8)\n"
+        "    path.write_bytes(data)\n"
+        "    try:\n"
+        "        ExecuTorchSession(path.parent).run([3, 4, 5])\n"
+        "    except InputError as error:\n"
+        "        refused += 1\n"
+        "        assert '\\n' not in str(error)\n"
+        "print(refused)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout.split()[-1]) > 60
+
+
+def test_every_kernel_has_a_signature():
+    from pocketlm.export.to_executorch import KERNELS
+    from pocketlm.runtimes.pte_check import SIGNATURES
+
+    assert set(SIGNATURES) == set(KERNELS)

@@ -1,0 +1,130 @@
+"""What native code takes on trust in a .pte, checked before it is given one: a damaged file must not crash us.
+
+ExecuTorch checks that its flatbuffers are whole; XNNPACK that the shapes of its operations fit. Neither checks that an
+argument is of the type that a kernel takes, or that a weight has as many bytes as its shape says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .pte_file import DTYPES, Graph, Pte, reading
+from .pte_flow import PteFlow
+from .pte_ops import NO_VALUE
+
+# Arguments of the kernels that we call: tensor, int, float, bool; "?" also takes a value that is left out.
+SIGNATURES: Mapping[str, Sequence[str]] = {
+    "aten::_local_scalar_dense": ("T", "I"),
+    "aten::sym_size": ("T", "I", "I"),
+    "executorch_prim::add": ("I", "I", "I"),
+    "aten::slice_copy": ("T", "I", "I?", "I?", "I", "T", "T"),
+    "aten::embedding": ("T", "T", "I", "B", "B", "T", "T"),
+    "quantized_decomposed::embedding_byte": ("T", "T", "T?", "I", "I", "T", "T", "T"),
+    "quantized_decomposed::embedding_4bit": ("T", "T", "T?", "I", "I", "T", "T", "T"),
+    "llama::update_cache": ("T", "T", "I", "T", "T"),
+    "llama::custom_sdpa": ("T", "T", "T", "I", "T?", "F", "B", "F?", "T", "T"),
+}
+_KINDS = {"Tensor": "T", "Int": "I", "Double": "F", "Bool": "B", "Null": "?"}
+_INPUT = 1  # a flag of XNNPACK's values
+_BITS = {"fp32": 32, "fp16": 16, "qcint8": 8, "qbint4": 4}
+
+
+def check_program(path: Path) -> None:
+    """Raise InputError unless every method of the file is one that native code can be trusted with."""
+    with reading(path):
+        pte = Pte(path)
+        PteFlow(pte)  # every operation has its inputs, and none has no business there
+        for plan in pte.program["execution_plan"]:
+            idle = not any(chain["instructions"] for chain in plan["chains"])
+            _must(plan["name"] == "forward" or idle, f"a method {plan['name']} that computes")
+            _check_plan(pte, plan)
+        for index in range(len(pte.plan["delegates"])):
+            _check_graph(pte.graph(index))
+
+
+def _must(fact: bool, what: object) -> None:
+    if not fact:
+        raise ValueError(what)
+
+
+def _check_plan(pte: Pte, plan: Mapping[str, Any]) -> None:
+    values = [value["val"] for value in plan["values"]]
+    for tensor in values:
+        if tensor["type"] == "Tensor":
+            _check_tensor(pte, plan, tensor)
+    for index in (*plan["inputs"], *plan["outputs"]):
+        _must(0 <= index < len(values), f"no value {index}")
+    for chain in plan["chains"]:
+        for instruction in chain["instructions"]:
+            call = instruction["instr_args"]
+            _must(min(call["args"]) >= 0, f"arguments {call['args']}")
+            kinds = [_KINDS[values[index]["type"]] for index in call["args"]]
+            wanted: Sequence[str] = ("T",) * len(kinds)
+            if call["type"] == "KernelCall":
+                wanted = SIGNATURES[plan["operators"][call["op_index"]]["name"]]
+            _must(all(kind in want for kind, want in zip(kinds, wanted, strict=True)), f"arguments {kinds}")
+
+
+def _check_tensor(pte: Pte, plan: Mapping[str, Any], tensor: Mapping[str, Any]) -> None:
+    """Its bytes lie within the memory or the constants that it belongs to."""
+    sizes, place = tensor["sizes"], tensor["allocation_info"]
+    _must(min(sizes, default=1) > 0, f"a tensor of shape {sizes}")
+    _must(tensor["dim_order"] == list(range(len(sizes))), f"order of dimensions {tensor['dim_order']}")
+    _must(not tensor["storage_offset"] and tensor["extra_tensor_info"] is None, "a tensor stored elsewhere")
+    size = int(np.prod(sizes, dtype=object)) * np.dtype(DTYPES[tensor["scalar_type"]]).itemsize
+    if index := tensor["data_buffer_idx"]:
+        constants = pte.program["constant_segment"]
+        end = constants["offsets"][index] + size
+        _must(place is None and end <= len(pte.segment(constants["segment_index"])), f"constant {index} has no place")
+    elif place is not None:
+        offset = place["memory_offset_low"] + (place["memory_offset_high"] << 32)
+        room = plan["non_const_buffer_sizes"][place["memory_id"]]
+        _must(place["memory_id"] > 0 and offset % 16 == 0 and offset + size <= room, f"a tensor placed at {offset}")
+
+
+def _check_graph(graph: Graph) -> None:
+    """Its nodes use values that are there by then, and every weight has all its bytes."""
+    filled = {key for key, value in graph.values.items() if value["constant_buffer_idx"] or value["flags"] & _INPUT}
+    for node in graph.nodes:
+        used = {node[field] for field in node if field.endswith("_id") and field != "output_id"}
+        unused = {NO_VALUE} if "bias_id" in node else set()
+        _must(used <= filled | unused, f"{node['type']} of a value that is not computed yet")
+        _must(node["output_id"] in graph.values.keys() - filled, f"{node['type']} into a value that has one")
+        filled.add(node["output_id"])
+        _check_shapes(graph, node)
+    for value in graph.values.values():
+        _check_weight(graph, value)
+
+
+def _check_shapes(graph: Graph, node: Mapping[str, Any]) -> None:
+    """Of operations by element and of products; XNNPACK itself checks the others."""
+    fields = {field for field in node if field.endswith("_id")}
+    shape = {field: graph.values[node[field]]["dims"] for field in fields if node[field] != NO_VALUE}
+    result = shape["output_id"]
+    if fields == {"input_id", "output_id"} and "num_dims" not in node:
+        _must(result == shape["input_id"], f"{node['type']} from {shape['input_id']} to {result}")
+    if fields == {"input1_id", "input2_id", "output_id"}:
+        _must(tuple(result) == np.broadcast_shapes(shape["input1_id"], shape["input2_id"]), f"{node['type']}: {shape}")
+    if "filter_id" in fields:
+        rows, columns = shape["filter_id"]
+        _must([*shape["input1_id"][:-1], rows] == result and shape["input1_id"][-1] == columns, f"a product: {shape}")
+
+
+def _check_weight(graph: Graph, value: Mapping[str, Any]) -> None:
+    datatype, dims = value["datatype"].removeprefix("xnn_datatype_"), value["dims"]
+    _must(len(dims) == value["num_dims"], f"dimensions {dims}")
+    if index := value["constant_buffer_idx"]:
+        size = int(np.prod(dims, dtype=object)) * _BITS[datatype] // 8
+        _must(size <= len(graph.data[index]), f"a weight of shape {dims} in {len(graph.data[index])} bytes")
+    parameters = value["quant_params"]
+    if not parameters or "scale_buffer_idx" not in parameters:
+        return
+    columns = dims[1]
+    count = dims[0] * (columns // parameters.get("group_size", columns))
+    size = count * {"qcint8": 4, "qbint4": 2}[datatype]
+    _must(count == parameters["num_scales"], f"{parameters['num_scales']} scales for a shape of {dims}")
+    _must(size <= len(graph.data[parameters["scale_buffer_idx"]]), "scales are missing")
