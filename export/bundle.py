@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -125,7 +125,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         version = content["schema_version"]
-        if not isinstance(version, int) or version > SCHEMA_VERSION:
+        if isinstance(version, bool) or not isinstance(version, int) or not 1 <= version <= SCHEMA_VERSION:
             raise InputError(
                 f"{path}: schema version {version}, this pocketlm reads up to {SCHEMA_VERSION}; upgrade pocketlm"
             )
@@ -134,7 +134,7 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = Manifest(**content | {key: tuple(content[key]) for key in ("stop_tokens", "notes")})
         _check_types(manifest)
         return manifest
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: damaged ({type(error).__name__}: {error}); export the model again") from error
@@ -144,8 +144,14 @@ def _check_types(manifest: Manifest) -> None:
     for key in ("config", "recipe", "weights", "quantization", "certificate"):
         if not isinstance(getattr(manifest, key), dict):
             raise TypeError(f"{key} is not an object")
-    if not isinstance(manifest.context, int) or not all(isinstance(token, int) for token in manifest.stop_tokens):
-        raise TypeError("context and stop_tokens must be whole numbers")
+    if not _is_count(manifest.context) or manifest.context < 1:
+        raise TypeError(f"context is {manifest.context!r}")
+    if not manifest.stop_tokens or not all(map(_is_count, manifest.stop_tokens)):
+        raise TypeError("stop_tokens must be token ids, one at least")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
 
 
 def _safe(folder: Path, name: str) -> str:
@@ -155,40 +161,58 @@ def _safe(folder: Path, name: str) -> str:
     return name
 
 
-def changed_files(folder: Path, manifest: Manifest) -> list[str]:
-    """Files that are missing or whose bytes are not the manifest's."""
+def changed_files(folder: Path, manifest: Manifest, largest: int | None = None) -> list[str]:
+    """Files that are missing or whose bytes are not the manifest's; ``largest`` leaves out those of more bytes."""
 
     def differs(name: str, entry: FileEntry) -> bool:
         path = folder / name
-        return not path.is_file() or path.stat().st_size != entry.size_bytes or hash_file(path) != entry
+        try:
+            return not path.is_file() or path.stat().st_size != entry.size_bytes or hash_file(path) != entry
+        except OSError:  # a name that no file system takes
+            return True
 
-    return [name for name, entry in manifest.files.items() if differs(name, entry)]
+    files = manifest.files.items()
+    return [name for name, entry in files if (largest is None or entry.size_bytes <= largest) and differs(name, entry)]
 
 
 @contextmanager
 def staging(final: Path, overwrite: bool) -> Iterator[Path]:
     """A temporary sibling of ``final`` to write into; it is renamed at the end, and removed if anything fails.
 
+    A link is followed: its target is what is replaced. Folders above that had to be made go again if anything fails.
     Raises InputError if ``final`` exists and may not be replaced, or the disk refuses.
     """
-    if final.exists() and not overwrite:
-        raise InputError(f"{final} exists; give --overwrite to replace it, or another folder with -o")
-    if final.exists() and not (final / MANIFEST_FILE).is_file() and (not final.is_dir() or any(final.iterdir())):
-        raise InputError(f"{final} exists and is not a bundle; it will not be replaced, name another folder with -o")
+    final = Path(os.path.realpath(final))
     try:
+        _check_free(final, overwrite)
+        made = [parent for parent in final.parents if not parent.exists()]
         final.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(final)
         prefix = f".{final.name}.{os.getpid()}."
         folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=_PARTIAL, dir=final.parent))
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(f"{final}: a file stands where a folder is needed; name another folder with -o") from error
     except OSError as error:
         raise InputError(f"{final}: cannot be written ({error.strerror})") from error
     try:
         yield folder
-        _put_in_place(folder, final)
+        _put_in_place(folder, final, overwrite)
     except OSError as error:
         raise InputError(f"{final}: cannot be written ({error.strerror}); nothing was left there") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        for parent in made:  # nearest first; one that holds anything stays
+            with suppress(OSError):
+                parent.rmdir()
+
+
+def _check_free(final: Path, overwrite: bool) -> None:
+    if not final.exists():
+        return
+    if not overwrite:
+        raise InputError(f"{final} exists; give --overwrite to replace it, or another folder with -o")
+    if not (final / MANIFEST_FILE).is_file() and (not final.is_dir() or any(final.iterdir())):
+        raise InputError(f"{final} exists and is not a bundle; it will not be replaced, name another folder with -o")
 
 
 def _remove_abandoned(final: Path) -> None:
@@ -209,9 +233,13 @@ def _is_running(process: int) -> bool:
     return True
 
 
-def _put_in_place(folder: Path, final: Path) -> None:
-    """Rename the finished folder; an older bundle stays until the new one is in its place."""
+def _put_in_place(folder: Path, final: Path, overwrite: bool) -> None:
+    """Rename the finished folder; an older bundle stays until the new one is in its place.
+
+    What stands there is looked at again: somebody may have put it there while the export ran.
+    """
     folder.chmod(0o777 & ~_umask())
+    _check_free(final, overwrite)
     if not final.exists():
         folder.rename(final)
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import numpy as np
 
@@ -61,6 +62,17 @@ def quantize_checkpoint(
                 waiting.append(pool.submit(work, names[index + threads]))
             report(error)
             yield name, tensor
+
+
+def check_patterns(checkpoint: Checkpoint, names: list[str], recipe: Recipe) -> None:
+    """Raise InputError if a recipe has a pattern that no matrix of the model fits: it would silently do nothing."""
+    matrices = [name for name in names if is_linear(name, checkpoint.shape(name))]
+    for pattern in recipe.overrides:
+        if not any(fnmatchcase(name, pattern) for name in matrices):
+            raise InputError(
+                f"recipe {recipe.name}: no weight matrix of the model fits the pattern {pattern!r}; "
+                f"names are like {matrices[-1]}"
+            )
 
 
 def check_formats(checkpoint: Checkpoint, names: list[str], recipe: Recipe) -> None:

@@ -113,7 +113,7 @@ def load_recipe(name: str) -> Recipe:
         raise InputError(f"no recipe {name!r}; there are {', '.join(RECIPES)}, or a path to a .toml file")
     path = Path(name)
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"recipe {name}: cannot be read ({error})") from error
     return parse_recipe(content, path.stem)

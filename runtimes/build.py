@@ -12,7 +12,7 @@ from typing import Any
 from .._version import __version__
 from ..errors import InputError, ParityError
 from ..export.bundle import FileEntry, Manifest, fingerprint, hash_file, hash_folder, staging, write_manifest
-from ..export.canonical import TensorError, check_formats
+from ..export.canonical import TensorError, check_formats, check_patterns
 from ..export.check import check_tensors
 from ..export.checkpoint import Checkpoint
 from ..export.config import ModelConfig, parse_config
@@ -116,6 +116,11 @@ def _open(model: str, recipe: str, context: int | None, calibration: Path | None
     config = parse_config(checkpoint.config)
     check_tensors(checkpoint, config)
     check_formats(checkpoint, list(checkpoint.names()), chosen)
+    check_patterns(checkpoint, list(checkpoint.names()), chosen)
+    if config.max_position_embeddings < 2:
+        raise InputError(
+            f"{model}: was made for contexts of one token, which is no conversation; it cannot be exported"
+        )
     if context is not None and not 2 <= context <= config.max_position_embeddings:
         raise InputError(
             f"a context of {context} is out of range: {model} was made for 2 to {config.max_position_embeddings} tokens"

@@ -149,7 +149,7 @@ def load_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file of a bundle; raises InputError if there is none."""
     try:
         content = json.loads(read_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} is not JSON ({error}); export the model again") from error

@@ -25,11 +25,12 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command; 0 done, 1 parity failed, 2 bad usage or input, 3 our own bug, 130 interrupted."""
     try:
         main.main(args=_spread(arguments), prog_name="pocketlm", standalone_mode=False)
+        sys.stdout.flush()  # a full disk shows here
     except click.exceptions.Abort:
         print("interrupted; nothing was left behind", file=sys.stderr)
         return 130
     except click.ClickException as error:
-        error.show()
+        print(f"pocketlm: {_one_line(error.format_message())}; {_usage(error)} --help", file=sys.stderr)
         return 2
     except InputError as error:
         print(f"pocketlm: {_one_line(error)}", file=sys.stderr)
@@ -40,6 +41,10 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else "the output cannot be written: "
+        print(f"pocketlm: {where}{error.strerror or error}", file=sys.stderr)
+        return 2
     except MemoryError:
         print("pocketlm: out of memory; close other programs or take a smaller model", file=sys.stderr)
         return 2
@@ -63,8 +68,13 @@ def _spread(arguments: Sequence[str]) -> list[str]:
     return result
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: object) -> str:
     return " ".join(str(error).split())
+
+
+def _usage(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    return f"see {context.command_path if context else 'pocketlm'}"
 
 
 def _progress(as_json: bool) -> Any:
@@ -191,9 +201,11 @@ def verify_command(
 
     Exit code 0: every check passed; 1: parity failed; 2: the bundle cannot be judged.
     """
-    from .report import failure_lines, write_junit
+    from .report import check_junit, failure_lines, write_junit
     from .verify import verify
 
+    if junit is not None:
+        check_junit(junit)
     certificate = verify(bundle, target, reference, hashes=not no_hashes, progress=_progress(as_json))
     if junit is not None:
         write_junit(junit, certificate)
@@ -324,7 +336,9 @@ def inspect_command(path: str, as_json: bool) -> None:
 @click.option("--min-p", type=float, default=0.0, help="Only tokens at least p times as likely as the likeliest.")
 @click.option("--repetition-penalty", type=float, default=1.0, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--threads", type=click.IntRange(1), default=os.cpu_count() or 2, help="[default: one for each core]")
+@click.option(
+    "--threads", type=click.IntRange(1, 256), default=os.cpu_count() or 2, help="[default: one for each core]"
+)
 @click.option(
     "--search",
     "search_in",
@@ -353,10 +367,12 @@ def chat_command(
     from .search_chat import Search
     from .search_source import open_source
     from .targets import get_target
-    from .verify import check_targets
+    from .verify import check_small_files, check_targets
 
     search = Search(tuple(map(open_source, search_in)), search_rewrite) if search_in else None
-    name = check_targets(bundle, read_manifest(bundle), [target] if target else None)[0]
+    manifest = read_manifest(bundle)
+    name = check_targets(bundle, manifest, [target] if target else None)[0]
+    check_small_files(bundle, manifest)
     chat(
         bundle,
         lambda: get_target(name).open_session(bundle / name, threads),
@@ -403,7 +419,9 @@ def index_command(folder: Path, output: Path, as_json: bool) -> None:
 @click.option("--prompt-tokens", type=click.IntRange(1), default=256, show_default=True)
 @click.option("--new-tokens", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--runs", type=click.IntRange(1), default=5, show_default=True)
-@click.option("--threads", type=click.IntRange(1), default=os.cpu_count() or 2, help="[default: one for each core]")
+@click.option(
+    "--threads", type=click.IntRange(1, 256), default=os.cpu_count() or 2, help="[default: one for each core]"
+)
 @_json_option
 def bench_command(
     bundle: Path,

@@ -154,7 +154,7 @@ def read_golden(folder: Path) -> Golden:
             raise ValueError("prefill lies outside the sequences")
         prompts = tuple(sequence["prompt"] for sequence in content["sequences"][: evaluation.prose])
         return Golden(evaluation, prompts, content["targets"])
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: missing or damaged ({type(error).__name__}: {error}); export again") from error

@@ -25,6 +25,8 @@ def inspect(path: str) -> dict[str, Any]:
         return _inspect_pte(place)
     if place.suffix == ".mlpackage":
         return _inspect_package(place)
+    if place.is_file() and place.suffix in (".json", ".data", ".jinja"):
+        raise InputError(f"{path}: is a part of a model or bundle; name its folder, or the .onnx, .pte or .gguf file")
     return _inspect_checkpoint(path)
 
 

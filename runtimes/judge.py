@@ -87,12 +87,14 @@ def shipped_logits(session: Session, evaluation: Evaluation) -> Logits:
 class Judgement:
     """A target's certificate; the logits that a correct runtime of its kind gives, and those that the artifact gave.
 
-    The logits are from the evaluation's first position on, and None if the file does not hold the canonical weights.
+    The logits are from the evaluation's first position on. They and ``context``, the tokens that the artifact's cache
+    holds, are None if the file does not hold the canonical weights.
     """
 
     certificate: TargetCertificate
     expected: Logits | None = None
     shipped: Logits | None = None
+    context: int | None = None
 
 
 @dataclass(frozen=True)
@@ -130,10 +132,11 @@ def judge(
     found = target.read_back(folder, config)
     identity = check_identity(found, fingerprints, config)
     step()
-    errors, exactness, expected, shipped, failures = None, None, None, None, identity.differences
+    failures = identity.differences
+    errors = exactness = expected = shipped = context = None
     if not failures:
         exactness, inexact = _exactness(target, config, found.weights, limits)
-        errors, expected, shipped = _measure(target, folder, config, found.weights, evaluation, source, step)
+        errors, expected, shipped, context = _measure(target, folder, config, found.weights, evaluation, source, step)
         failures = inexact + find_failures(errors, limits)
         if any(line.startswith("conversion") for line in failures) and target.locate is not None:
             failures += (target.locate(folder, config, found.weights, evaluation.tokens),)
@@ -155,7 +158,7 @@ def judge(
         seconds=round(time.perf_counter() - started, 2),
         exactness=exactness,
     )
-    return Judgement(certificate, expected, shipped)
+    return Judgement(certificate, expected, shipped, context)
 
 
 def _exactness(
@@ -182,7 +185,7 @@ def _measure(
     evaluation: Evaluation,
     source: Logits | None,
     step: Callable[[], None],
-) -> tuple[_Errors, Logits, Logits]:
+) -> tuple[_Errors, Logits, Logits, int]:
     """Each array of logits is let go of as soon as its last comparison is made."""
     from ..export.to_torch import reference_logits, relative_noise
 
@@ -204,11 +207,13 @@ def _measure(
         noise = relative_noise(NOISE, seed)
         floors.append(deviation(emulated, emulate(weights, config, tokens, embedding_noise=noise, first=first)).kl)
         step()
-    shipped = shipped_logits(target.open_session(folder, 2), evaluation)
+    session = target.open_session(folder, 2)
+    shipped = shipped_logits(session, evaluation)
     runtime = replace(_error(deviation(emulated, shipped)), noise_floor_kl=median(floors))
     total = None if source is None else _against_source(source, shipped, evaluation)
     step()
-    return _Errors(quantization, conversion, activation, runtime, total, spread), emulated, shipped
+    errors = _Errors(quantization, conversion, activation, runtime, total, spread)
+    return errors, emulated, shipped, session.context
 
 
 def _error(found: Deviation) -> Error:

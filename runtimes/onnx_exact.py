@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..export.config import ModelConfig
+from .onnx_reader import readable
 from .onnx_session import MODEL_FILE, OnnxSession
 
 EXACT_ACCURACY = 0  # MatMulNBits' accuracy_level for fp32 activations
@@ -27,13 +28,15 @@ def exact_graph(folder: Path, outputs: tuple[str, ...] = ()) -> bytes:
         raise InputError(f"{folder / MODEL_FILE}: not a readable ONNX file ({error})") from error
     for node in model.graph.node:
         if node.op_type == "MatMulNBits":
-            next(a for a in node.attribute if a.name == "accuracy_level").i = EXACT_ACCURACY
+            with readable(folder):
+                next(a for a in node.attribute if a.name == "accuracy_level").i = EXACT_ACCURACY
         if node.op_type == "Gather" and node.input[1] == "last_index":
             node.op_type = "Identity"
             del node.input[1:]
             del node.attribute[:]
-    logits = next(value for value in model.graph.output if value.name == "logits")
-    logits.type.tensor_type.shape.dim[1].dim_param = "tokens"
+    with readable(folder):
+        logits = next(value for value in model.graph.output if value.name == "logits")
+        logits.type.tensor_type.shape.dim[1].dim_param = "tokens"
     for name in outputs:
         model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
     return bytes(model.SerializeToString())
@@ -49,7 +52,7 @@ def exact_logits(folder: Path, config: ModelConfig, tokens: NDArray[np.int64]) -
     rows = []
     for sequence in tokens.tolist():
         session.reset()
-        rows.append(np.concatenate([session.run_all(part) for part in parts_of(sequence)]))
+        rows.append(np.concatenate([session.run_all(part).copy() for part in parts_of(sequence)]))
     return np.stack(rows)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,12 @@ class OnnxWeights:
         return iter(self._places)
 
     def __getitem__(self, name: str) -> CanonicalTensor:
-        node, start, stop, role = self._places[name]
+        if name not in self._places:
+            raise KeyError(name)
+        with readable(self._folder):
+            return self._get(*self._places[name])
+
+    def _get(self, node: Any, start: int, stop: int, role: str) -> CanonicalTensor:
         if role == "norm":
             return self._read(node.input[2 if node.op_type.startswith("Skip") else 1])
         if role == "bias":
@@ -144,9 +150,20 @@ class OnnxWeights:
 
 
 def read_back(folder: Path, config: ModelConfig) -> ReadBack:
-    """Weights and constants of ``folder``/model.onnx."""
-    weights = OnnxWeights(folder, config)
-    return ReadBack(weights, weights.constants())
+    """Weights and constants of ``folder``/model.onnx; raises InputError if it is damaged."""
+    with readable(folder):
+        weights = OnnxWeights(folder, config)
+        return ReadBack(weights, weights.constants())
+
+
+@contextmanager
+def readable(folder: Path) -> Iterator[None]:
+    """What a damaged graph lacks or has too much of, as one line: protobuf reads much that is no graph of ours."""
+    try:
+        yield
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError, StopIteration) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(f"{folder / MODEL_FILE}: damaged ({reason}); export the model again") from error
 
 
 def _load_graph(folder: Path) -> Any:

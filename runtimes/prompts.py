@@ -14,11 +14,16 @@ from .tokenizer import Tokenizer
 
 
 def encode_prompts(folder: Path, tokenizer: Tokenizer) -> list[list[int]]:
-    """The ids of the golden prompts: as chats if the model has a template, else as they are."""
+    """The ids of the golden prompts: as chats if the model has a template that takes them, else as they are."""
+    plain = [tokenizer.beginning() + tokenizer.encode(prompt, special=False) for prompt in PROMPTS]
     if not (folder / "chat_template.jinja").is_file():
-        return [tokenizer.beginning() + tokenizer.encode(prompt, special=False) for prompt in PROMPTS]
+        return plain
     template = load_chat_template(folder)
-    return [encode_chat(tokenizer, template, [{"role": "user", "content": prompt}]) for prompt in PROMPTS]
+    try:
+        chats = [encode_chat(tokenizer, template, [{"role": "user", "content": prompt}]) for prompt in PROMPTS]
+    except InputError:  # it asks for a system message, or the like; what it can do, chat_turns.json says
+        return plain
+    return chats if all(chats) else plain
 
 
 def stop_tokens(files: Mapping[str, bytes], config: Mapping[str, Any]) -> tuple[int, ...]:

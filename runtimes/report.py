@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -106,6 +107,12 @@ def _check_of(line: str) -> str:
 def _xml_text(text: str) -> str:
     """Without characters that XML cannot hold."""
     return "".join(character for character in text if character >= " " or character in "\t\n")
+
+
+def check_junit(path: Path) -> None:
+    """Raise InputError if a report could not be written there: better known before the work than after it."""
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise InputError(f"{path}: cannot be written; name another file with --junit")
 
 
 def write_junit(path: Path, certificate: Certificate) -> None:

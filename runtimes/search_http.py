@@ -25,7 +25,10 @@ LARGEST_ANSWER = 2 << 20  # bytes
 _REDIRECTS = 3
 _REDIRECT_CODES = (301, 302, 303, 307, 308)
 # Wikimedia asks programs to say what they are.
-_HEADERS = {"User-Agent": f"pocketlm/{__version__} (on-device language models)", "Accept": "application/json"}
+_HEADERS = (
+    ("User-Agent", f"pocketlm/{__version__} (on-device language models)"),
+    ("Accept", "application/json"),
+)
 
 
 def check_url(url: str) -> None:

@@ -174,18 +174,15 @@ def _bring_up_to_date(
         return 0
     if known is not None:
         _remove(database, known[0])
-    file = database.execute(
+    number = database.execute(
         "INSERT INTO files (path, size_bytes, modified_ns, sha256) VALUES (?, ?, ?, ?)",
         (name, status.st_size, status.st_mtime_ns, sha256),
     ).lastrowid
     for title, text in passages:
-        row = database.execute("INSERT INTO passages (file, title, text) VALUES (?, ?, ?)", (file, title, text))
-        database.execute(
-            "INSERT INTO passages_fts5 (rowid, title, text) VALUES (?, ?, ?)", (row.lastrowid, title, text)
-        )
-        database.execute(
-            "INSERT INTO passages_fts4 (docid, title, text) VALUES (?, ?, ?)", (row.lastrowid, title, text)
-        )
+        insert = "INSERT INTO passages (file, title, text) VALUES (?, ?, ?)"
+        passage = database.execute(insert, (number, title, text)).lastrowid
+        for table in ("passages_fts5", "passages_fts4"):
+            database.execute(f"INSERT INTO {table} (rowid, title, text) VALUES (?, ?, ?)", (passage, title, text))
     return 1
 
 

@@ -13,12 +13,15 @@ from ..export.check import check_tensors
 from ..export.config import ModelConfig, parse_config
 from ..export.open_checkpoint import open_checkpoint
 from .certificate import Certificate, TargetCertificate, error_from_json
+from .chat import load_stop_tokens
+from .chat_template import load_chat_template, load_json
 from .golden import Golden, read_golden, replay_kl
 from .identity import check_identity
 from .judge import JUDGE_STEPS, CheckpointWeights, Evaluation, Judgement, Logits, judge
 from .progress import Progress, silent
 from .targets import check_reference, get_target
 from .thresholds import limits
+from .tokenizer import load_tokenizer
 
 
 def verify(
@@ -43,6 +46,12 @@ def verify(
     config = parse_config(manifest.config)
     if hashes:
         check_hashes(bundle, manifest, config)
+    else:
+        check_texts(bundle)
+    if not 2 <= manifest.context <= config.max_position_embeddings or max(manifest.stop_tokens) >= config.vocab_size:
+        raise InputError(
+            f"{bundle}: pocketlm.json has a context or stop tokens that the model cannot have; export again"
+        )
     golden = read_golden(bundle)
     if golden.evaluation.tokens.max() >= config.vocab_size or golden.evaluation.tokens.min() < 0:
         raise InputError(f"{bundle}: golden.json has tokens outside the vocabulary; export again")
@@ -54,7 +63,7 @@ def verify(
             target = get_target(name)
             allowed = limits(thresholds, target.limits)
             judgement = judge(target, bundle / name, config, manifest.weights, golden.evaluation, source, allowed, step)
-        found[name] = _with_replay(judgement, golden, name)
+        found[name] = _with_context(_with_replay(judgement, golden, name), judgement.context, manifest.context)
         if source is None:
             found[name] = _with_known(found[name], manifest.certificate, name)
     return Certificate(found)
@@ -70,6 +79,27 @@ def check_targets(bundle: Path, manifest: Manifest, targets: Sequence[str] | Non
             f"{bundle}: has no {absent[0] if absent else 'target'}, it holds {held}; export again with --to"
         )
     return names
+
+
+_SMALL = 64 << 20  # bytes: any tokenizer is smaller, and hashing this takes a fraction of a second
+
+
+def check_small_files(bundle: Path, manifest: Manifest) -> None:
+    """Raise InputError if a file beside the weights was changed: with another template a model answers nonsense."""
+    changed = changed_files(bundle, manifest, _SMALL)
+    if changed:
+        raise InputError(f"{bundle}: {changed[0]} is missing or was changed since the export; export again")
+
+
+def check_texts(bundle: Path) -> None:
+    """Raise InputError if what an app reads beside the artifacts cannot be used, whatever its hash."""
+    load_tokenizer(bundle)
+    load_stop_tokens(bundle)
+    if (bundle / "chat_template.jinja").is_file():
+        load_chat_template(bundle)
+    for path in (bundle / "chat_turns.json", bundle / "onnx" / "genai_config.json"):
+        if path.is_file():
+            load_json(path)
 
 
 def check_hashes(bundle: Path, manifest: Manifest, config: ModelConfig) -> None:
@@ -123,6 +153,14 @@ def _with_replay(judgement: Judgement, golden: Golden, name: str) -> TargetCerti
         line = f"golden replay: KL {kl:.3g} exceeds {tolerance:.3g}"
         certificate = replace(certificate, failures=(*certificate.failures, line))
     return certificate
+
+
+def _with_context(certificate: TargetCertificate, held: int | None, stated: int) -> TargetCertificate:
+    """Hold the length of the artifact's cache against the manifest."""
+    if held is None or held == stated:
+        return certificate
+    line = f"context: the artifact holds {held} tokens, pocketlm.json says {stated}"
+    return replace(certificate, failures=(*certificate.failures, line))
 
 
 def _with_known(certificate: TargetCertificate, known: Mapping[str, Any], name: str) -> TargetCertificate:

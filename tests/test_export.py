@@ -118,7 +118,68 @@ def test_a_folder_that_is_no_bundle_is_never_replaced(tmp_path, tiny_folder, cap
     assert (tmp_path / "precious" / "thesis.txt").read_text() == "years of work"
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
+def test_what_appears_while_an_export_runs_is_kept(tmp_path, tiny_folder, monkeypatch, capsys):
+    out = tmp_path / "b"
+    write = quantise_model.save_canonical
+
+    def meanwhile(*arguments, **options):
+        out.mkdir()
+        (out / "thesis.txt").write_text("years of work")
+        return write(*arguments, **options)
+
+    monkeypatch.setattr(quantise_model, "save_canonical", meanwhile)
+    assert run(["export", str(tiny_folder), "-o", str(out), "--recipe", "int4-rtn"]) == 2
+    assert "exists; give --overwrite" in message(capsys)
+    assert (out / "thesis.txt").read_text() == "years of work"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_folders_made_for_a_failed_export_go_again(tmp_path, tiny_folder, capsys):
+    (tmp_path / "here").mkdir()
+    out = tmp_path / "here" / "new" / "newer" / "b"
+    strict = tmp_path / "strict.toml"
+    strict.write_text('[thresholds]\n"total.kl" = 0.0\n')
+    assert run(["export", str(tiny_folder), "-o", str(out), "--recipe", str(strict)]) == 1
+    assert list((tmp_path / "here").iterdir()) == []
+
+
+def test_a_linked_folder_stays_a_link(tmp_path, tiny_folder):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    export(str(tiny_folder), tmp_path / "link", recipe="int4-rtn", overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "disk" / "pocketlm.json").is_file()
+
+
+@pytest.mark.parametrize("place", ["a" * 300, "file/b", "file"])
+def test_places_that_cannot_be_written(tmp_path, tiny_folder, capsys, place):
+    (tmp_path / "file").write_text("mine")
+    assert run(["export", str(tiny_folder), "-o", str(tmp_path / place), "--overwrite"]) == 2
+    message(capsys)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("context", [2, 3, 4, 5])
+def test_the_shortest_contexts(tmp_path, tiny_folder, context):
+    report = export(str(tiny_folder), tmp_path / "b", recipe="int4-rtn", context=context)
+    assert report.certificate.targets["onnx"].conversion.kl <= 1e-9
+
+
+def test_a_pattern_that_fits_nothing_is_refused(tmp_path, tiny_folder, capsys):
+    recipe = tmp_path / "typo.toml"
+    recipe.write_bytes(b'\xef\xbb\xbf[overrides]\n"*.qq_proj.*" = { kind = "int8" }\n')  # a byte order mark is no error
+    assert run(["export", str(tiny_folder), "-o", str(tmp_path / "b"), "--recipe", str(recipe)]) == 2
+    assert "fits the pattern '*.qq_proj.*'" in message(capsys)
+
+
+def test_a_template_that_wants_more_than_a_question(tmp_path):
+    folder = tiny_llama(tmp_path / "model")
+    template = "{% if messages[0].role != 'system' %}{{ raise_exception('need system') }}{% endif %}x"
+    (folder / "chat_template.jinja").write_text(template)
+    assert export(str(folder), tmp_path / "b", recipe="int4-rtn").certificate.passed
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_export_leaves_nothing_that_looks_finished(tmp_path, tiny_folder, stop):
     out = tmp_path / "b"
     command = [sys.executable, "-m", "pocketlm", "export", str(tiny_folder), "-o", str(out)]
@@ -128,7 +189,7 @@ def test_an_interrupted_export_leaves_nothing_that_looks_finished(tmp_path, tiny
         time.sleep(0.005)
     os.kill(process.pid, stop)
     process.wait(60)
-    assert process.returncode == (130 if stop == signal.SIGINT else -9)
+    assert process.returncode == (-9 if stop == signal.SIGKILL else 130)
     assert not out.exists()
     if stop == signal.SIGKILL:
         export(str(tiny_folder), out)  # cleans up behind the killed one
@@ -182,12 +243,67 @@ def spoil(bundle, **changes):
         ({"config": []}, "damaged"),
         ({"context": "many"}, "damaged"),
         ({"extra": 1}, "damaged"),
+        ({"schema_version": 0}, "schema version 0"),
+        ({"schema_version": True}, "schema version True"),
+        ({"context": -1}, "damaged"),
+        ({"context": 10**30}, "damaged"),
+        ({"context": 5000}, "that the model cannot have"),
+        ({"stop_tokens": []}, "damaged"),
+        ({"stop_tokens": [99999]}, "that the model cannot have"),
+        ({"files": {"a" * 5000: {"size_bytes": 1, "sha256": ""}}}, "has no target"),
     ],
 )
 def test_a_damaged_manifest_is_one_line(bundle, tmp_path, capsys, changes, expected):
     spoil(shutil.copytree(bundle, tmp_path / "b"), **changes)
     assert run(["verify", str(tmp_path / "b")]) == 2
     assert expected in message(capsys)
+
+
+@pytest.mark.parametrize("name", ["pocketlm.json", "golden.json", "tokenizer_config.json", "generation_config.json"])
+def test_nested_json_is_one_line(bundle, tmp_path, capsys, name):
+    folder = shutil.copytree(bundle, tmp_path / "b")
+    (folder / name).write_text("[" * 100_000)
+    assert run(["verify", str(folder), "--no-hashes"]) == 2
+    message(capsys)
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "generation_config.json", "chat_turns.json", "onnx/genai_config.json"]
+)
+def test_texts_are_read_even_if_hashes_are_not_asked_for(bundle, tmp_path, capsys, name):
+    folder = shutil.copytree(bundle, tmp_path / "b")
+    (folder / name).write_text("garbage")
+    assert run(["verify", str(folder), "--no-hashes"]) == 2
+    message(capsys)
+
+
+def test_chat_refuses_a_changed_template(bundle, tmp_path, capsys):
+    folder = shutil.copytree(bundle, tmp_path / "b")
+    (folder / "chat_template.jinja").write_text("garbage")
+    assert run(["chat", str(folder), "--prompt", "hello"]) == 2
+    assert "chat_template.jinja is missing or was changed" in message(capsys)
+
+
+def test_a_context_that_the_artifact_does_not_have(bundle, tmp_path):
+    folder = shutil.copytree(bundle, tmp_path / "b")
+    spoil(folder, context=100)
+    certificate = verify(folder)
+    assert certificate.targets["onnx"].failures == ("context: the artifact holds 192 tokens, pocketlm.json says 100",)
+
+
+def test_a_junit_file_that_cannot_be_written_is_known_at_once(bundle, tmp_path, capsys):
+    assert run(["verify", str(bundle), "--junit", str(tmp_path / "absent" / "a.xml")]) == 2
+    assert "--junit" in message(capsys)
+
+
+def test_a_full_output_is_one_line(bundle):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "pocketlm", "inspect", str(bundle), "--json"],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("pocketlm: the output cannot be written: No space left")
 
 
 def test_no_bundle_at_all(tmp_path, capsys):

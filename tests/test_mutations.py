@@ -7,6 +7,7 @@ import onnx
 import pytest
 from pocketlm.errors import InputError
 from pocketlm.runtimes.build import export
+from pocketlm.runtimes.onnx_session import OnnxSession
 from pocketlm.runtimes.verify import verify
 
 
@@ -153,3 +154,25 @@ def test_a_golden_file_of_another_model(damaged):
     with pytest.raises(InputError, match=r"golden.json is missing or was changed"):
         verify(damaged)
     assert "golden replay: KL" in failures(damaged)
+
+
+def test_a_flipped_bit_anywhere_in_the_graph_is_no_crash(bundle, tmp_path):
+    """It is refused, or caught, or it changes nothing that is computed."""
+    generator = np.random.default_rng(7)
+    whole = (bundle / "onnx" / "model.onnx").read_bytes()
+    folder = shutil.copytree(bundle, tmp_path / "b")
+    sound = OnnxSession(bundle / "onnx").run([5, 6, 7]).copy()
+    places = [
+        *generator.integers(0, len(whole), 16),
+        *(whole.index(key) + 1 for key in (b"offset", b"location", b"bits")),
+    ]
+    for place in places:
+        content = bytearray(whole)
+        content[place] ^= 1 << int(generator.integers(0, 8))
+        (folder / "onnx" / "model.onnx").write_bytes(content)
+        try:
+            passed = verify(folder, hashes=False).passed
+        except InputError:
+            continue
+        if passed:
+            assert np.array_equal(OnnxSession(folder / "onnx").run([5, 6, 7]), sound)
