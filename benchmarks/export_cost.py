@@ -22,7 +22,7 @@ from pocketlm.export.config import parse_config
 from pocketlm.export.open_checkpoint import open_checkpoint
 from pocketlm.quantize.recipe import load_recipe
 from pocketlm.quantize.store import CanonicalFile, save_canonical
-from pocketlm.runtimes.target import SpecialTokens
+from pocketlm.runtimes.target import Details
 from pocketlm.runtimes.targets import get_target
 model, recipe, target, folder = sys.argv[1:]
 folder = Path(folder)
@@ -31,7 +31,7 @@ tensors = quantize_checkpoint(checkpoint, list(checkpoint.names()), load_recipe(
 save_canonical(folder / "canonical.safetensors", tensors)
 quantized = time.perf_counter()
 config, weights = parse_config(checkpoint.config), CanonicalFile(folder / "canonical.safetensors")
-get_target(target).write(folder, config, weights, 2048, SpecialTokens(None, ()))
+get_target(target).write(folder, config, weights, 2048, Details())
 print(json.dumps([quantized - started, time.perf_counter() - quantized,
                   resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
 """

@@ -9,7 +9,7 @@ looks for: inputs ``inputIds`` int32 (1, tokens) and ``causalMask`` fp16, output
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,9 +28,12 @@ LOGITS = "logits"
 KEY_CACHE = "keyCache"
 VALUE_CACHE = "valueCache"
 
-# Added to the score of a token that must not be seen. Finite: -inf minus -inf is NaN, and a sum of two such values or
-# of one and any fp16 score still ends at or below it.
-HIDDEN = -32768.0
+# Metadata under which swift-transformers looks for the name of the tokenizer's repository (LanguageModel.modelName).
+HUB_ID = "co.huggingface.exporters.name"
+
+# Added to the score of a token that must not be seen. Finite, and its sum with a score above -16368 stays finite too:
+# nobody knows what a device makes of infinities. It hides a token unless scores lie 49152 apart, near fp16's own end.
+HIDDEN = -49152.0
 
 # The Neural Engine refuses states whose last dimensions are no multiple of this (apple/coremltools issue 2631).
 _STATE_MULTIPLE = 32
@@ -59,20 +62,27 @@ def fixed_functions(prefill_tokens: int = PREFILL_TOKENS) -> tuple[Function, ...
 # What swift-transformers loads: one function, the default, that takes any number of tokens.
 FLEXIBLE = Function("main", None)
 
-
-def cache_slots(context: int) -> int:
-    """Tokens for which the cache has room: the context, rounded up to what the Neural Engine accepts."""
-    return -(-context // _STATE_MULTIPLE) * _STATE_MULTIPLE
+# The sets of functions that a user can choose between.
+FUNCTIONS: Mapping[str, tuple[Function, ...]] = {"fixed": fixed_functions(), "flexible": (FLEXIBLE,)}
 
 
-def state_shape(config: ModelConfig, context: int) -> tuple[int, int, int, int]:
+def cache_slots(context: int, functions: Sequence[Function]) -> int:
+    """Tokens for which the cache has room: the context, rounded up to what the Neural Engine accepts.
+
+    One more where swift-transformers may call: its masks are one token wider than the conversation.
+    """
+    needed = context + any(function.tokens is None for function in functions)
+    return -(-needed // _STATE_MULTIPLE) * _STATE_MULTIPLE
+
+
+def state_shape(config: ModelConfig, slots: int) -> tuple[int, int, int, int]:
     """Shape of each of the two caches: (layers, kv_heads, slots, head_dim).
 
     swift-transformers' example has a batch dimension of 1 behind the layers; nobody reads it, and rank 4 is what the
     Neural Engine works in.
     """
     attention = config.attention
-    return config.num_hidden_layers, attention.kv_heads, cache_slots(context), attention.head_dim
+    return config.num_hidden_layers, attention.kv_heads, slots, attention.head_dim
 
 
 def identifier(name: str) -> str:

@@ -27,11 +27,11 @@ Value = tuple[Any, ...]  # MIL variables (1, tokens, width)
 class Constants:
     """The canonical tensors as arrays that MIL constants are made of, kept so that all functions share them."""
 
-    def __init__(self, weights: Weights, config: ModelConfig, context: int) -> None:
+    def __init__(self, weights: Weights, config: ModelConfig, slots: int) -> None:
         self.weights = weights
+        self.slots = slots  # tokens that the cache holds
         self.half = not apple.computes_in_fp32(weights)
         attention = config.attention
-        slots = apple.cache_slots(context)
         self.cosines, self.sines = rotary_tables(attention.rope, attention.head_dim, slots)  # (slots, head_dim / 2)
         self.blockwise = False  # whether any weight has several scales in a row
         self._arrays: dict[str, tuple[NDArray[Any], ...]] = {}
@@ -86,10 +86,11 @@ class CoreMLOps:
         self._constants = constants
         self._function = function
         self._inputs = inputs
-        self._slots = constants.cosines.shape[0]
+        self._slots = constants.slots
         self._tokens = -1 if function.tokens is None else function.tokens
         self._variables: dict[str, Any] = {}
         self._states = {name: inputs[name] for name in (apple.KEY_CACHE, apple.VALUE_CACHE)}
+        self._parameters: dict[float, Any] = {}
         self._cached: dict[str, Any] = {}
         self._masks: dict[tuple[int | None, int], Any] = {}
         self._find_positions()
@@ -127,6 +128,12 @@ class CoreMLOps:
 
     def _scalar(self, value: float) -> Any:
         return np.array(value, self._constants.dtype)[()]
+
+    def _parameter(self, value: float) -> Any:
+        """A number of the model's configuration: stored in fp32 and cast, as rotary tables are, so that it is exact."""
+        if value not in self._parameters:
+            self._parameters[value] = self._half(mb.const(val=np.float32(value)))
+        return self._parameters[value]
 
     def _half(self, x: Any) -> Any:
         """``x`` in the precision of the activations."""
@@ -262,21 +269,18 @@ class CoreMLOps:
         return held if self._constants.half else mb.cast(x=held, dtype="fp32")
 
     def _attend(self, queries: Any, keys: Any, values: Any, attention: Attention, sharing: int) -> Any:
-        """softmax(q.k * scale + mask).v, rows (1, kv_heads, sharing * tokens, head_dim).
+        """softmax(q * scale . k + mask) . v, rows (1, kv_heads, sharing * tokens, head_dim).
 
-        The fused operation runs on the GPU and the Neural Engine, but knows neither another scale nor a soft cap.
+        Written out, because what scaled_dot_product_attention is documented to compute is q . k first, which overflows
+        fp16 in models with large keys (Qwen2, phi-2), and divides then. It knows no soft cap either.
         """
-        usual = attention.head_dim**-0.5
-        mask = self._mask(attention.window, sharing)
-        if attention.softcap is None:
-            if not np.isclose(attention.scale, usual, rtol=1e-6):
-                queries = mb.mul(x=queries, y=self._scalar(attention.scale / usual))
-            return mb.scaled_dot_product_attention(query=queries, key=keys, value=values, attn_mask=mask)
-        queries = mb.mul(x=queries, y=self._scalar(attention.scale))
-        scores = mb.matmul(x=queries, y=keys, transpose_y=True)
-        capped = mb.tanh(x=mb.mul(x=scores, y=self._scalar(1 / attention.softcap)))
-        scores = mb.add(x=mb.mul(x=capped, y=self._scalar(attention.softcap)), y=mask)
-        return mb.matmul(x=mb.softmax(x=scores, axis=-1), y=values)
+        scaled = mb.mul(x=queries, y=self._parameter(attention.scale))
+        scores = mb.matmul(x=scaled, y=keys, transpose_y=True)
+        if attention.softcap is not None:
+            cap = self._parameter(attention.softcap)
+            scores = mb.mul(x=mb.tanh(x=mb.real_div(x=scores, y=cap)), y=cap)
+        masked = mb.add(x=scores, y=self._mask(attention.window, sharing))
+        return mb.matmul(x=mb.softmax(x=masked, axis=-1), y=values)
 
     def _mask(self, window: int | None, sharing: int) -> Any:
         """0 where a row may look and HIDDEN elsewhere, (1, 1, sharing * tokens, slots); written once per window."""
@@ -286,7 +290,7 @@ class CoreMLOps:
 
     def _write_mask(self, window: int | None, sharing: int) -> Any:
         if self._function.tokens is not None:
-            columns = np.arange(self._slots, dtype=np.int32)[None]
+            columns = Constants.shared("slots", np.arange(self._slots, dtype=np.int32)[None])
         else:
             total = mb.squeeze(x=self._end, axes=[0])
             columns = mb.expand_dims(x=mb.range_1d(start=np.int32(0), end=total, step=np.int32(1)), axes=[0])

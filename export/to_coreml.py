@@ -47,7 +47,7 @@ def write_coreml(
     """
     functions = functions or apple.fixed_functions()
     with _quiet():
-        constants = Constants(weights, config, context)
+        constants = Constants(weights, config, apple.cache_slots(context, functions))
         program = write_program(config, constants, context, functions)
         shutil.rmtree(folder / PACKAGE, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
@@ -80,18 +80,18 @@ def write_program(
 
 
 def _write_function(config: ModelConfig, constants: Constants, context: int, function: apple.Function) -> Any:
-    placeholders = _inputs(config, context, function)
+    placeholders = _inputs(config, constants.slots, function)
     with Function(placeholders, opset_version=ct.target.iOS18) as written:
         ops = CoreMLOps(constants, config, function, written.inputs)
         (logits,) = decoder(ops, config, (written.inputs[apple.TOKENS],))
         logits.set_name(apple.LOGITS)
         written.set_outputs([logits])
     if function.tokens is None:
-        written.set_input_types(_flexible_types(context))
+        written.set_input_types(_flexible_types(context, constants.slots))
     return written
 
 
-def _inputs(config: ModelConfig, context: int, function: apple.Function) -> dict[str, Any]:
+def _inputs(config: ModelConfig, slots: int, function: apple.Function) -> dict[str, Any]:
     flexible = function.tokens is None
     shapes: dict[str, tuple[Any, ...]] = {apple.TOKENS: (1, get_new_symbol() if flexible else function.tokens)}
     if flexible:
@@ -105,18 +105,17 @@ def _inputs(config: ModelConfig, context: int, function: apple.Function) -> dict
         for name, shape in shapes.items()
     }
     for name in (apple.KEY_CACHE, apple.VALUE_CACHE):
-        inputs[name] = mb.state_tensor_placeholder(apple.state_shape(config, context), dtype=types.fp16)
+        inputs[name] = mb.state_tensor_placeholder(apple.state_shape(config, slots), dtype=types.fp16)
         inputs[name].set_name(name)
     return inputs
 
 
-def _flexible_types(context: int) -> tuple[Any, ...]:
+def _flexible_types(context: int, slots: int) -> tuple[Any, ...]:
     """The ranges of swift-transformers' example, except that its masks may be one wider than the conversation."""
 
     def up_to(most: int) -> Any:
         return ct.RangeDim(lower_bound=1, upper_bound=most, default=1)
 
-    slots = apple.cache_slots(context)
     mask = (1, 1, up_to(context), up_to(slots))
     return (
         ct.TensorType(apple.TOKENS, shape=(1, up_to(context)), dtype=np.int32),

@@ -42,7 +42,7 @@ def bench(
     threads: int = 2,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Time each target on random tokens: name -> load times, medians, every run, peak memory of the process.
+    """Time each target on random tokens: name -> load times, medians, every run, peak memory, and what ran it.
 
     Raises InputError if prompt and new tokens do not fit the context.
     """
@@ -69,7 +69,7 @@ def bench(
             started = time.perf_counter()
             get_target(name).open_session(bundle / name, threads)
             later_load = time.perf_counter() - started
-        results[name] = _summary(series, first_load, later_load)
+        results[name] = _summary(series, first_load, later_load) | {"evaluated_by": get_target(name).evaluated_by()}
     return {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "threads": threads, "targets": results}
 
 

@@ -11,12 +11,14 @@ from typing import Any
 
 from .._version import __version__
 from ..errors import InputError, ParityError
+from ..export.apple import FUNCTIONS
 from ..export.bundle import FileEntry, Manifest, fingerprint, hash_file, hash_folder, staging, write_manifest
 from ..export.canonical import TensorError, check_formats, check_patterns
 from ..export.check import check_tensors
 from ..export.checkpoint import Checkpoint
 from ..export.config import ModelConfig, parse_config
 from ..export.genai_config import genai_config_bytes
+from ..export.hub import is_hub_id
 from ..export.open_checkpoint import open_checkpoint
 from ..quantize.recipe import Recipe, load_recipe, recipe_to_toml
 from ..quantize.store import CanonicalFile
@@ -29,7 +31,7 @@ from .judge import JUDGE_STEPS, CheckpointWeights, Judgement, judge, runtime_lim
 from .progress import Progress, silent
 from .prompts import encode_prompts, stop_tokens
 from .quantise_model import Source, open_source, write_canonical
-from .target import SpecialTokens, Target
+from .target import Details, Target
 from .targets import check_reference, get_target
 from .thresholds import limits
 from .tokenizer import load_tokenizer
@@ -43,6 +45,7 @@ class _Model:
     """An opened model with all that was decided about its export."""
 
     name: str
+    hub_id: str | None
     source: Source
     recipe: Recipe
     context: int
@@ -76,14 +79,17 @@ def export(
     calibration: Path | None = None,
     budget: Budget | None = None,
     context: int | None = None,
+    coreml_shapes: str = "fixed",
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> ExportReport:
     """Quantise a model once, write it for each target, verify each file, and leave a bundle at ``output``.
 
-    calibration  a text that says what inputs to choose integers for; None is the one that ships
-    budget       choose the format of each layer to fit; the recipe gives the method, and embedding and head
-    context      tokens that the artifacts' caches hold; None is 2048, or the model's own limit if that is less
+    calibration    a text that says what inputs to choose integers for; None is the one that ships
+    budget         choose the format of each layer to fit; the recipe gives the method, and embedding and head
+    context        tokens that the artifacts' caches hold; None is 2048, or the model's own limit if that is less
+    coreml_shapes  "fixed": functions for a chunk of the prompt and for one token, as the Neural Engine wants them;
+                   "flexible": one function for any number of tokens, as swift-transformers calls it
 
     Raises InputError for anything that cannot be exported, ParityError if an artifact fails its certificate. In both
     cases nothing is left at ``output`` that was not there before.
@@ -92,6 +98,8 @@ def export(
     targets = [get_target(name) for name in dict.fromkeys(to)]
     if not targets:
         raise InputError("name at least one target with --to")
+    if coreml_shapes not in FUNCTIONS:
+        raise InputError(f"coreml_shapes must be one of {', '.join(FUNCTIONS)}, it is {coreml_shapes!r}")
     opened = _open(model, recipe, context, calibration)
     with staging(output, overwrite) as folder:
         notes = _write_texts(opened, folder)
@@ -99,7 +107,7 @@ def export(
             opened = _fit(opened, budget, folder, progress)
         weights, errors = write_canonical(opened.source, opened.recipe, folder / _CANONICAL_FILE, progress)
         fingerprints = {name: fingerprint(weights[name]) for name in weights}
-        _lower(opened, targets, folder, progress)
+        _lower(opened, targets, folder, coreml_shapes, progress)
         certificate = _verify(opened, targets, folder, fingerprints, progress)
         (folder / _CANONICAL_FILE).unlink()
         with progress("Hashing the files"):
@@ -128,6 +136,7 @@ def _open(model: str, recipe: str, context: int | None, calibration: Path | None
     files = checkpoint.tokenizer_files()
     return _Model(
         name=model if not Path(model).exists() else Path(model).resolve().name,
+        hub_id=model if is_hub_id(model) and not Path(model).exists() else None,
         source=open_source(checkpoint, config, calibration),
         recipe=chosen,
         context=context or min(DEFAULT_CONTEXT, config.max_position_embeddings),
@@ -158,20 +167,29 @@ def _write_texts(model: _Model, folder: Path) -> tuple[str, ...]:
     return ()
 
 
-def _lower(model: _Model, targets: Sequence[Target], folder: Path, progress: Progress) -> None:
+def _lower(model: _Model, targets: Sequence[Target], folder: Path, coreml_shapes: str, progress: Progress) -> None:
     """Write every target's artifact."""
+    weights = CanonicalFile(folder / _CANONICAL_FILE)
+    details = _details(model, coreml_shapes)
     for target in targets:
         with progress(f"Writing {target.name}"):
             (folder / target.name).mkdir()
-            weights = CanonicalFile(folder / _CANONICAL_FILE)
-            target.write(folder / target.name, model.config, weights, model.context, _special_tokens(model))
+            target.write(folder / target.name, model.config, weights, model.context, details)
     if any(target.name == "onnx" for target in targets):
         _write_genai_files(model, folder)
 
 
-def _special_tokens(model: _Model) -> SpecialTokens:
+def _details(model: _Model, coreml_shapes: str) -> Details:
     beginning = model.checkpoint.config.get("bos_token_id")
-    return SpecialTokens(beginning if isinstance(beginning, int) else None, model.stop_tokens)
+    return Details(
+        beginning=beginning if isinstance(beginning, int) else None,
+        stops=model.stop_tokens,
+        name=model.name,
+        hub_id=model.hub_id,
+        recipe=model.recipe.name,
+        licence=model.checkpoint.licence,
+        coreml_shapes=coreml_shapes,
+    )
 
 
 def _write_genai_files(model: _Model, folder: Path) -> None:

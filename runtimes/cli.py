@@ -134,6 +134,14 @@ def main() -> None:
 @click.option("--bits", type=click.FloatRange(2, 16), help="Choose formats by layer: bits for each weight of a linear.")
 @click.option("--size", help="Choose formats by layer: size of all weights, like 90MB.")
 @click.option("--context", type=int, help="Tokens that the cache holds.  [default: 2048, or the model's limit]")
+@click.option(
+    "--coreml-shapes",
+    type=click.Choice(("fixed", "flexible")),
+    default="fixed",
+    show_default=True,
+    help="Core ML functions: decode and prefill of fixed shapes, for phones; or one for any number of tokens, as "
+    "swift-transformers calls it.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace the bundle if it is there.")
 @_json_option
 def export_command(
@@ -145,6 +153,7 @@ def export_command(
     bits: float | None,
     size: str | None,
     context: int | None,
+    coreml_shapes: str,
     overwrite: bool,
     as_json: bool,
 ) -> None:
@@ -166,6 +175,7 @@ def export_command(
         calibration=calibration,
         budget=budget,
         context=context,
+        coreml_shapes=coreml_shapes,
         overwrite=overwrite,
         progress=_progress(as_json),
     )
@@ -441,4 +451,7 @@ def bench_command(
         return
     from rich.console import Console
 
-    Console(highlight=False).print(bench_table(results))
+    console = Console(highlight=False)
+    console.print(bench_table(results))
+    for name, result in results["targets"].items():
+        console.print(f"{name}: by {result['evaluated_by']}", soft_wrap=True)

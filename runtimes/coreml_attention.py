@@ -18,8 +18,7 @@ def read_attention(graph: Graph, layer: int) -> dict[str, float]:
     prefix = query.removesuffix(".q_proj.weight") + ":"
     heads, kv_heads = (_heads(graph, name) for name in (query, key))
     read = _widened(graph, graph.producers[f"layers_{layer}_{apple.KEY_CACHE}_read"])
-    capped = bool(graph.users(read, "matmul"))
-    scale, softcap, mask = (_read_capped if capped else _read_fused)(graph, read, prefix)
+    scale, softcap, mask = _read_scores(graph, read, prefix)
     return {
         prefix + "heads": heads,
         prefix + "kv_heads": kv_heads,
@@ -29,27 +28,18 @@ def read_attention(graph: Graph, layer: int) -> dict[str, float]:
     }
 
 
-def _read_fused(graph: Graph, key: str, what: str) -> tuple[float, float, str]:
-    """Scale, soft cap and mask of the one operation that is all of attention."""
-    mixing = graph.user(key, "scaled_dot_product_attention", what)
-    scale = float(graph.function.states[apple.KEY_CACHE][3] ** -0.5)
-    asked = graph.producers[str(mixing.inputs["query"])]
-    if asked.kind == "mul":
-        scale *= float(graph.constant(asked, "y", what))
-    return scale, 0.0, str(mixing.inputs["attn_mask"])
-
-
-def _read_capped(graph: Graph, key: str, what: str) -> tuple[float, float, str]:
-    """The same of attention written out: tanh(q.k * scale / cap) * cap + mask."""
+def _read_scores(graph: Graph, key: str, what: str) -> tuple[float, float, str]:
+    """Scale, soft cap and mask of (q * scale) . k + mask, or of tanh((q * scale) . k / cap) * cap + mask."""
     scores = graph.user(key, "matmul", what)
     scale = float(graph.constant(graph.producer(scores, "x", "mul", what), "y", what))
-    divided = graph.user(scores.outputs[0], "mul", what)
-    bent = graph.user(divided.outputs[0], "tanh", what)
-    widened = graph.user(bent.outputs[0], "mul", what)
-    cap = float(graph.constant(widened, "y", what))
-    if not np.isclose(float(graph.constant(divided, "y", what)) * cap, 1.0, rtol=1e-3):
-        raise graph.fail(f"{what} scores are divided by another soft cap than they are multiplied with")
-    return scale, cap, str(graph.user(widened.outputs[0], "add", what).inputs["y"])
+    bent, cap = scores, 0.0
+    if graph.users(scores.outputs[0], "real_div"):
+        divided = graph.user(scores.outputs[0], "real_div", what)
+        bent = graph.user(graph.user(divided.outputs[0], "tanh", what).outputs[0], "mul", what)
+        cap = float(graph.constant(bent, "y", what))
+        if float(graph.constant(divided, "y", what)) != cap:
+            raise graph.fail(f"{what} scores are divided by another soft cap than they are multiplied with")
+    return scale, cap, str(graph.user(bent.outputs[0], "add", what).inputs["y"])
 
 
 def _heads(graph: Graph, name: str) -> int:
@@ -118,11 +108,9 @@ def _check_layer(graph: Graph, state: str, layer: int) -> None:
 def _check_use(graph: Graph, value: str, state: str, what: str) -> None:
     """What was read must be the keys, or the values, of one attention."""
     parameter = "key" if state == apple.KEY_CACHE else "value"
-    written_out = graph.users(value, "matmul")
-    mixing = written_out[0] if written_out else graph.user(value, "scaled_dot_product_attention", what)
-    turned = bool(graph.function.constants[str(mixing.inputs["transpose_y"])].value) if written_out else False
-    right = turned == (parameter == "key") if written_out else mixing.inputs[parameter] == value
-    if not right:
+    product = graph.user(value, "matmul", what)
+    turned = bool(graph.constant(product, "transpose_y", what))
+    if product.inputs["y"] != value or turned != (parameter == "key"):
         raise graph.fail(f"{what} is not what the layer's attention takes as {parameter}")
 
 

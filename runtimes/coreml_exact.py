@@ -42,7 +42,7 @@ def interpret(interpreter: Interpreter, tokens: list[int], wanted: Sequence[str]
     state = interpreter.new_state()
     parts: list[Values] = []
     position = 0
-    for count in _counts(interpreter, len(tokens), apple.cache_slots(context)):
+    for count in _counts(interpreter, len(tokens), state[apple.KEY_CACHE].shape[2]):
         function, inputs = _call(interpreter, tokens[position : position + count], position)
         # prefill gives the logits of one row; here the same operations are asked for every row, whatever it declares.
         outputs = interpreter.run(function, inputs, state, check_shapes=False, wanted=wanted)

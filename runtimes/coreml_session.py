@@ -22,6 +22,8 @@ from .session import check_tokens
 
 PACKAGE = "model.mlpackage"
 
+_FLEXIBLE_TOKENS = 256  # of a prompt at once: a flexible function gives the logits of all its tokens
+
 # (function, inputs, state) -> outputs by name
 Predict = Callable[[str, Mapping[str, NDArray[Any]], Any], Mapping[str, NDArray[Any]]]
 
@@ -32,7 +34,7 @@ def open_coreml(folder: Path, threads: int = 2) -> CoreMLSession:
     ``threads`` is for neither to choose: Core ML decides itself, and numpy takes what its BLAS was built with.
     """
     if sys.platform == "darwin":
-        return _core_ml_session(folder)
+        return core_ml_session(folder, import_coremltools().models.MLModel)
     interpreter = Interpreter(folder / PACKAGE, exact=False)
     return CoreMLSession(interpreter.package, interpreter.run, interpreter.new_state)
 
@@ -50,24 +52,35 @@ def judged_by() -> str:
     )
 
 
-def _core_ml_session(folder: Path) -> CoreMLSession:
-    """Core ML itself, on the compute units that the package asks for."""
-    tools = import_coremltools()
+def core_ml_session(folder: Path, load: Callable[..., Any]) -> CoreMLSession:
+    """Core ML itself, on the compute units that the package asks for. ``load`` is coremltools' MLModel.
+
+    A state that one function has made is used with all of them, as in apple/coremltools pull request 2686. Raises
+    InputError if Core ML refuses the package: coremltools' errors have no class of their own.
+    """
+    units = import_coremltools().ComputeUnit
     package = MilPackage(folder / PACKAGE)
     without_engine = package.metadata.get("pocketlm.compute_units") == "cpuAndGPU"
-    units = tools.ComputeUnit.CPU_AND_GPU if without_engine else tools.ComputeUnit.ALL
-    named = len(package.function_names) > 1  # a package of one function has no names for it
-    models = {
-        name: tools.models.MLModel(str(package.path), compute_units=units, function_name=name if named else None)
-        for name in package.function_names
-    }
-    any_model = next(iter(models.values()))
+    named = bool(package.spec.description.functions)  # a package of one function may have no names for it
+    try:
+        models = {
+            name: load(
+                str(package.path),
+                compute_units=units.CPU_AND_GPU if without_engine else units.ALL,
+                function_name=name if named else None,
+            )
+            for name in package.function_names
+        }
 
-    def predict(function: str, inputs: Mapping[str, NDArray[Any]], state: Any) -> Mapping[str, NDArray[Any]]:
-        outputs: Mapping[str, NDArray[Any]] = models[function].predict(dict(inputs), state=state)
-        return outputs
+        def predict(function: str, inputs: Mapping[str, NDArray[Any]], state: Any) -> Mapping[str, NDArray[Any]]:
+            outputs: Mapping[str, NDArray[Any]] = models[function].predict(dict(inputs), state=state)
+            return outputs
 
-    return CoreMLSession(package, predict, any_model.make_state)
+        return CoreMLSession(package, predict, models[package.function_names[0]].make_state)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{package.path}: Core ML cannot load it ({error}); states need macOS 15") from error
 
 
 class CoreMLSession:
@@ -82,10 +95,10 @@ class CoreMLSession:
             self._vocab_size = int(package.metadata["pocketlm.vocabulary"])
             shapes = _input_shapes(package)
             self._chunk = shapes["prefill"][1] if "prefill" in shapes else 0
+            self._slots = _cache_slots(package)
         except (KeyError, IndexError, ValueError) as error:
             raise InputError(f"{package.path}: not a package that pocketlm wrote ({error} is missing)") from error
         self._fixed = "decode" in shapes
-        self._slots = apple.cache_slots(self._context)
         self.reset()
 
     @property
@@ -122,7 +135,8 @@ class CoreMLSession:
     def _step(self, tokens: list[int]) -> tuple[int, NDArray[np.float32]]:
         """Run what fits into one call; how many tokens that was, and the logits behind the last of them."""
         if not self._fixed:
-            return len(tokens), self._call("main", flexible_inputs(tokens, self._position))
+            taken = min(len(tokens), _FLEXIBLE_TOKENS)
+            return taken, self._call("main", flexible_inputs(tokens[:taken], self._position))
         # Padding is written behind the tokens, where nobody looks before it is overwritten; but a chunk that would
         # reach over the end of the cache has no place to write to, so the last tokens of a context go one by one.
         if len(tokens) > 1 and self._chunk and self._position + self._chunk <= self._slots:
@@ -161,6 +175,14 @@ def flexible_inputs(tokens: Sequence[int], position: int) -> dict[str, NDArray[A
         apple.TOKENS: np.array([tokens], np.int32),
         apple.CAUSAL_MASK: np.zeros((1, 1, 1, position + len(tokens)), np.float16),
     }
+
+
+def _cache_slots(package: MilPackage) -> int:
+    """Tokens for which the cache has room, as the package declares it."""
+    description = package.spec.description
+    states = description.functions[0].state if description.functions else description.state
+    slots = next(state.type.stateType.arrayType.shape[2] for state in states if state.name == apple.KEY_CACHE)
+    return int(slots)
 
 
 def _input_shapes(package: MilPackage) -> dict[str, tuple[int, ...]]:

@@ -12,19 +12,32 @@ from numpy.typing import NDArray
 from ..export.config import ModelConfig
 from ..quantize.store import Weights
 from .session import Session
-from .target import ReadBack, SpecialTokens, Target
+from .target import Details, ReadBack, Target
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def _write(folder: Path, config: ModelConfig, weights: Weights, context: int, special: SpecialTokens) -> None:
+def _write(folder: Path, config: ModelConfig, weights: Weights, context: int, details: Details) -> None:
     from .mil_package import import_coremltools
 
     import_coremltools()
+    from ..export import apple
     from ..export.to_coreml import write_coreml
 
-    write_coreml(folder, config, weights, context)
+    metadata = {"pocketlm.recipe": details.recipe}
+    if details.hub_id:
+        metadata[apple.HUB_ID] = details.hub_id
+    write_coreml(
+        folder,
+        config,
+        weights,
+        context,
+        functions=apple.FUNCTIONS[details.coreml_shapes],
+        metadata=metadata,
+        licence=details.licence or "",
+        description=details.name,
+    )
 
 
 def _read_back(folder: Path, config: ModelConfig) -> ReadBack:

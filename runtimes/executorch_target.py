@@ -13,16 +13,16 @@ from ..export.config import ModelConfig
 from ..quantize.store import Weights
 from . import executorch_session
 from .session import Session
-from .target import ReadBack, SpecialTokens, Target
+from .target import Details, ReadBack, Target
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def _write(folder: Path, config: ModelConfig, weights: Weights, context: int, special: SpecialTokens) -> None:
+def _write(folder: Path, config: ModelConfig, weights: Weights, context: int, details: Details) -> None:
     from ..export.to_executorch import write_executorch
 
-    write_executorch(folder, config, weights, context, bos_id=special.beginning, eos_ids=special.stops)
+    write_executorch(folder, config, weights, context, bos_id=details.beginning, eos_ids=details.stops)
 
 
 def _read_back(folder: Path, config: ModelConfig) -> ReadBack:

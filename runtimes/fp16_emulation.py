@@ -108,27 +108,26 @@ class Fp16Ops:
         return self.rms_norm(total, name, epsilon), total
 
     def attention(self, qkv: Tensor, layer: int, attention: Attention) -> Tensor:
-        """See Ops; the steps are those of ``mil_ops.scaled_dot_product_attention``."""
+        """See Ops; the steps are those of ``CoreMLOps``."""
         batch, tokens, _ = qkv.shape
         parts = qkv.split([attention.query_width, attention.kv_width, attention.kv_width], -1)
         q, k, v = (part.reshape(batch, tokens, -1, attention.head_dim).transpose(1, 2) for part in parts)
         q, k, v = self._rotate(q), round_to_half(self._rotate(k)), round_to_half(v)
         repeats = attention.heads // attention.kv_heads
         k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
-        scores = self._scores(q, k, attention).masked_fill(~_visible(tokens, attention.window), float("-inf"))
+        scores = self._scores(q, k, attention)
+        scores = self._round(torch.where(_visible(tokens, attention.window), scores, scores + apple.HIDDEN))
         mixed = self._round(self._round(torch.softmax(scores, -1)) @ v)  # (batch, heads, tokens, head_dim)
         return mixed.transpose(1, 2).reshape(batch, tokens, attention.query_width)
 
     def _scores(self, q: Tensor, k: Tensor, attention: Attention) -> Tensor:
-        """q.k * scale (batch, heads, tokens, tokens), bent by the soft cap; the steps are those of ``CoreMLOps``."""
-        usual = attention.head_dim**-0.5
+        """(q * scale) . k (batch, heads, tokens, tokens), bent by the soft cap."""
+        scaled = self._round(q * float(self._dtype(attention.scale)))
+        scores = self._round(scaled @ k.transpose(2, 3))
         if attention.softcap is None:
-            if not np.isclose(attention.scale, usual, rtol=1e-6):
-                q = self._round(q * float(self._dtype(attention.scale / usual)))
-            return self._round(self._round(q @ k.transpose(2, 3)) * usual)
-        q = self._round(q * float(self._dtype(attention.scale)))
-        divided = self._round(self._round(q @ k.transpose(2, 3)) * float(self._dtype(1 / attention.softcap)))
-        return self._round(self._round(torch.tanh(divided)) * float(self._dtype(attention.softcap)))
+            return scores
+        cap = float(self._dtype(attention.softcap))
+        return self._round(self._round(torch.tanh(self._round(scores / cap))) * cap)
 
     def _rotate(self, x: Tensor) -> Tensor:
         """Rotate each pair (i, i + head_dim / 2) of x (batch, heads, tokens, head_dim) by its position."""

@@ -50,8 +50,16 @@ def _inspect_bundle(folder: Path) -> dict[str, Any]:
         "formats": dict(Counter(prints["format"].split()[0] for prints in manifest.weights.values())),
         "notes": list(manifest.notes),
         "passed": manifest.certificate.get("passed"),
+        "lint": _kept_lint(manifest.certificate),
         "changed_files": changed_files(folder, manifest),
     }
+
+
+def _kept_lint(certificate: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Target -> what lint found when the bundle was made."""
+    targets = certificate.get("targets")
+    found = {name: target.get("lint", []) for name, target in (targets if isinstance(targets, dict) else {}).items()}
+    return {name: lines for name, lines in found.items() if lines}
 
 
 def _inspect_onnx(path: Path) -> dict[str, Any]:
@@ -135,6 +143,9 @@ def _inspect_checkpoint(path: str) -> dict[str, Any]:
     }
 
 
+_SHORT = 40  # items of a list that are longer get a line each
+
+
 def show(found: Mapping[str, Any]) -> None:
     """Print what ``inspect`` found as a table."""
     from rich import box
@@ -153,7 +164,8 @@ def _text(value: Any) -> str:
     if isinstance(value, Mapping):
         return "\n".join(f"{key}: {_text(inner)}" for key, inner in value.items()) or "none"
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(str, value)) or "none"
+        between = "\n" if any(len(str(item)) > _SHORT for item in value) else ", "
+        return between.join(map(str, value)) or "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:,}" if isinstance(value, int) and value >= 10000 else "-" if value is None else str(value)

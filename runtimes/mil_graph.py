@@ -48,8 +48,12 @@ class Graph:
         return made
 
     def constant(self, step: Step, key: str, what: str) -> NDArray[np.generic]:
-        """An input that is a constant of numbers."""
-        found = self.function.constants.get(str(step.inputs.get(key)))
+        """An input that is a constant of numbers, or a cast of one."""
+        name = str(step.inputs.get(key))
+        made = self.producers.get(name)
+        if made is not None and made.kind == "cast":
+            name = str(made.inputs["x"])
+        found = self.function.constants.get(name)
         if found is None or isinstance(found.value, (QuantizedTensor, str)):
             raise self.fail(f"{what}: {key} of {step.name} is no constant")
         return found.value

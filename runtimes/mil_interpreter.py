@@ -116,8 +116,6 @@ class Interpreter:
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             if step.kind in ELEMENTWISE:
                 return operation(*(arguments[key] for key in ("x", "y") if key in arguments))
-            if step.kind == "scaled_dot_product_attention" and step.types[0] == "fp16" and not self.exact:
-                arguments["rounding"] = to_fp16_grid
             return operation(**arguments)
 
     def _store(self, step: Step, results: Any, values: dict[str, Any]) -> None:

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-Round = Callable[[Array], Array]
 
 
 def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
@@ -40,22 +39,6 @@ def softmax(x: Array, axis: Any = -1) -> Array:
     shifted /= shifted.sum(axis=int(axis), keepdims=True)
     result: Array = shifted
     return result
-
-
-def scaled_dot_product_attention(
-    query: Array, key: Array, value: Array, attn_mask: Array | None = None, rounding: Round = lambda x: x
-) -> Array:
-    """softmax(query @ key.T / sqrt(width) + mask) @ value; a boolean mask says what takes part.
-
-    ``rounding`` is applied to each intermediate result: the documentation allows any fusion, and the least precise
-    one, which keeps everything in fp16, is the one that a program must survive.
-    """
-    scale = np.float32(query.shape[-1] ** -0.5)
-    scores = rounding(rounding(matmul(query, key, transpose_y=True)) * scale)
-    if attn_mask is not None:
-        seen = np.where(attn_mask, np.float32(0), np.float32(-np.inf)) if attn_mask.dtype == bool else attn_mask
-        scores = rounding(scores + seen)
-    return matmul(rounding(softmax(scores)), value)
 
 
 def silu(x: Array) -> Array:
@@ -231,7 +214,6 @@ OPERATIONS: Mapping[str, Callable[..., Any]] = {
     "reduce_mean": reduce_mean,
     "reshape": reshape,
     "rsqrt": rsqrt,
-    "scaled_dot_product_attention": scaled_dot_product_attention,
     "shape": shape,
     "silu": silu,
     "slice_by_index": slice_by_index,

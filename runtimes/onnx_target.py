@@ -13,13 +13,13 @@ from ..export.config import ModelConfig
 from ..quantize.store import Weights
 from . import onnx_session
 from .session import Session
-from .target import ReadBack, SpecialTokens, Target
+from .target import Details, ReadBack, Target
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def _write(folder: Path, config: ModelConfig, weights: Weights, context: int, special: SpecialTokens) -> None:
+def _write(folder: Path, config: ModelConfig, weights: Weights, context: int, _: Details) -> None:
     from ..export.to_onnx import write_onnx
 
     write_onnx(folder, config, weights, context)

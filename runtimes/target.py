@@ -30,14 +30,6 @@ class ReadBack:
     constants: Mapping[str, float]
 
 
-@dataclass(frozen=True)
-class SpecialTokens:
-    """Token ids that a runtime must know: the one that begins a text, if there is one, and those that end an answer."""
-
-    beginning: int | None
-    stops: tuple[int, ...]
-
-
 class Emulation(Protocol):
     """The fp32 reference with a target's activation arithmetic put in: what correct kernels would compute."""
 
@@ -55,10 +47,28 @@ class Emulation(Protocol):
 
 
 @dataclass(frozen=True)
+class Details:
+    """What an artifact says about itself, where its format has a place for that, and what was chosen for one target.
+
+    beginning      token id that begins a text, if there is one; ``stops`` are those that end an answer
+    hub_id         the model's name on the Hugging Face Hub (``organization/name``), if it was given by it
+    coreml_shapes  "fixed": a function for a chunk of the prompt and one for a token; "flexible": one for any number
+    """
+
+    beginning: int | None = None
+    stops: tuple[int, ...] = ()
+    name: str = ""
+    hub_id: str | None = None
+    recipe: str = ""
+    licence: str | None = None
+    coreml_shapes: str = "fixed"
+
+
+@dataclass(frozen=True)
 class Target:
     """One format of artifact. ``folder`` is the target's own folder in the bundle.
 
-    write         (folder, config, canonical weights, context in tokens, special tokens): write the artifact
+    write         (folder, config, canonical weights, context in tokens, details): write the artifact
     read_back     (folder, config): parse weights and constants out of the finished file
     open_session  (folder, threads): the artifact as shipped
     exact_logits  (folder, config, token ids int64 (batch, tokens)) -> float32 (batch, tokens, vocab): the finished
@@ -74,7 +84,7 @@ class Target:
     """
 
     name: str
-    write: Callable[[Path, ModelConfig, Weights, int, SpecialTokens], None]
+    write: Callable[[Path, ModelConfig, Weights, int, Details], None]
     read_back: Callable[[Path, ModelConfig], ReadBack]
     open_session: Callable[[Path, int], Session]
     exact_logits: Callable[[Path, ModelConfig, NDArray[np.int64]], NDArray[np.float32]] | None

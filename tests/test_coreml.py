@@ -1,17 +1,18 @@
 """The Core ML target: what is written, what is read back, what it computes."""
 
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from coreml_models import CHUNK, CONTEXT, FUNCTIONS, RECIPES, blob, edit, model, operation, package, source, token_ids
 from pocketlm.errors import InputError
 from pocketlm.export import apple
 from pocketlm.export.bundle import fingerprint
+from pocketlm.export.decoder import decoder
+from pocketlm.export.recorder import Recorder
 from pocketlm.export.to_coreml import write_coreml
-from pocketlm.export.to_torch import reference_logits
+from pocketlm.export.to_torch import TorchOps, reference_logits
 from pocketlm.quantize.store import pack_int4
 from pocketlm.quantize.tensor import QuantizedTensor
 from pocketlm.runtimes.coreml_exact import interpreted_logits
@@ -28,7 +29,6 @@ ALL = (*FUNCTIONS, apple.FLEXIBLE)
 
 def transformers_logits(folder, ids, weights):
     """What transformers computes with the canonical weights."""
-    import torch
     from transformers import AutoModelForCausalLM
 
     oracle = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -85,18 +85,26 @@ def test_weights_lie_in_the_file_as_documented(tmp_path, recipe, name):
     assert np.array_equal(blob(tmp_path, value, "scale").view(np.float16), scales.reshape(-1))
 
 
-def test_functions_share_their_weights_and_the_tied_table_is_stored_once():
-    folder, _, weights = package("int4", functions=ALL)
-    expected = sum(
-        weight.codes.size * weight.bits // 8 + 2 * weight.scales.size
-        if isinstance(weight, QuantizedTensor)
-        else weight.nbytes
-        for weight in weights.values()
-    )
-    rotary = 2 * CONTEXT * 8 * 4
-    assert (
-        MilPackage(folder / PACKAGE).weights_path.stat().st_size <= expected + rotary + 64 * 128
-    )  # headers, alignment
+def on_disk(size):
+    """A blob in weight.bin: a header of 64 bytes, and its content filled up to a multiple of 64."""
+    return 64 + -(-size // 64) * 64
+
+
+@pytest.mark.parametrize("recipe", ["int4", "int8", "fp16"])
+def test_every_byte_of_the_weights_file_is_accounted_for(recipe):
+    """Codes, scales and norms, each once for all functions, the tied table too; and what little there is besides."""
+    folder, _, weights = package(recipe)
+    arrays = []
+    for weight in weights.values():
+        if isinstance(weight, QuantizedTensor):
+            arrays += [weight.codes.size * weight.bits // 8, 2 * weight.scales.size]
+        else:
+            arrays.append(weight.nbytes)
+    rotary = [CONTEXT * 8 * 4] * 2  # cosines and sines, float32 (slots, head_dim / 2)
+    no_bias = [2 * rows for rows in {weight.shape[0] for weight in weights.values() if len(weight.shape) == 2}]
+    positions = [4 * CONTEXT, 4 * CHUNK]  # the numbers of all slots; those of a chunk's rows
+    expected = 64 + sum(map(on_disk, [*arrays, *rotary, *no_bias, *positions]))
+    assert MilPackage(folder / PACKAGE).weights_path.stat().st_size == expected
 
 
 def test_description_follows_swift_transformers():
@@ -107,18 +115,21 @@ def test_description_follows_swift_transformers():
     assert [feature.name for feature in description.state] == ["keyCache", "valueCache"]
     ranges = description.input[0].type.multiArrayType.shapeRange.sizeRanges
     assert [(r.lowerBound, r.upperBound) for r in ranges] == [(1, 1), (1, CONTEXT)]
-    assert list(description.state[0].type.stateType.arrayType.shape) == [2, config.attention.kv_heads, 96, 16]
+    # A mask is one wider than the conversation, which may be as long as the context.
+    assert list(description.state[0].type.stateType.arrayType.shape) == [2, config.attention.kv_heads, 128, 16]
+    assert description.input[1].type.multiArrayType.shapeRange.sizeRanges[3].upperBound >= CONTEXT + 1
 
 
 def test_called_as_swift_transformers_calls_it():
     """LanguageModelWithStatefulKVCache: all tokens first, then the last one; masks one wider than the text."""
     folder, config, weights = package("int4", functions=FLEXIBLE_ONLY)
-    ids = token_ids(20).astype(np.int32)
+    ids = token_ids(CONTEXT).astype(np.int32)
     expected = reference_logits(weights, config, ids.astype(np.int64))[0]
     interpreter = Interpreter(folder / PACKAGE, exact=True)
     state = interpreter.new_state()
-    for count in range(12, 21):
-        tokens = ids[:, :12] if count == 12 else ids[:, count - 1 : count]
+    prompt = CONTEXT - 8
+    for count in range(prompt, CONTEXT + 1):
+        tokens = ids[:, :prompt] if count == prompt else ids[:, count - 1 : count]
         inputs = {"inputIds": tokens, "causalMask": np.zeros((1, 1, 1, count + 1), np.float16)}
         logits = interpreter.run("main", inputs, state)["logits"][0, -1]
         assert np.abs(logits - expected[count - 1]).max() <= 1e-4
@@ -139,27 +150,6 @@ def test_metadata_and_licence(tmp_path):
     assert spec.defaultFunctionName == "decode"
     blockwise = MilPackage(package("int4")[0] / PACKAGE).metadata
     assert blockwise["pocketlm.compute_units"] == "cpuAndGPU"
-
-
-def test_a_session_prefills_in_chunks_and_reaches_the_end_of_its_context():
-    folder, config, weights = package("int4")
-    ids = token_ids(CONTEXT)
-    expected = COREML.emulate(weights, config, ids)[0]
-    session = open_coreml(folder)
-    assert (session.context, session.vocab_size, session.position) == (CONTEXT, 320, 0)
-    scale = np.abs(expected).max()
-    for prompt in (1, CHUNK, CHUNK + 3, CONTEXT - 1):  # the last one ends where no whole chunk fits
-        session.reset()
-        assert np.abs(session.run(ids[0, :prompt].tolist()) - expected[prompt - 1]).max() <= 0.01 * scale
-        for position in range(prompt, min(prompt + 3, CONTEXT)):
-            assert np.abs(session.run([int(ids[0, position])]) - expected[position]).max() <= 0.01 * scale
-    assert session.position == CONTEXT
-    with pytest.raises(InputError, match="97 tokens do not fit the context of 96"):
-        session.run([3])
-    session.reset()
-    for tokens, message in (([], "no tokens"), ([320], "outside the vocabulary")):
-        with pytest.raises(InputError, match=message):
-            session.run(tokens)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -190,6 +180,34 @@ def test_norms_survive_activations_whose_squares_overflow_fp16(tmp_path):
     assert np.abs(actual - expected).max() <= 0.01 * np.abs(expected).max()
 
 
+def test_softmax_survives_products_that_overflow_fp16(tmp_path):
+    """Queries and keys as large as Qwen2's: q.k is beyond fp16's 65504 before it is scaled."""
+    config, weights = model("fp16")
+    scaled = {
+        name: (weight * np.float16(60 if "q_proj" in name or "k_proj" in name else 1))
+        for name, weight in weights.items()
+    }
+    largest = []
+
+    def listen(name, value):
+        if name.endswith("q_proj+k_proj+v_proj.output"):
+            query, key, _ = value[0].split([64, 32, 32], -1)  # (tokens, width)
+            rows, columns = (
+                query.reshape(-1, 2, 2, 16).permute(1, 2, 0, 3),
+                key.reshape(-1, 2, 1, 16).permute(1, 2, 3, 0),
+            )
+            largest.append((rows @ columns).abs().max().item())
+
+    ids = token_ids()
+    decoder(Recorder(TorchOps(scaled, config, ids.shape[1]), listen), config, torch.from_numpy(ids))
+    assert min(largest) > 65504
+    write_coreml(tmp_path, config, scaled, CONTEXT, functions=FUNCTIONS)
+    actual = interpreted_logits(Interpreter(tmp_path / PACKAGE, exact=False), ids)
+    assert np.isfinite(actual).all()
+    expected = reference_logits(scaled, config, ids)
+    assert np.abs(actual - expected).max() <= 0.01 * np.abs(expected).max()
+
+
 def test_norms_keep_their_epsilon_when_activations_are_tiny(tmp_path):
     config, weights = model("fp16")
     scaled = {**weights, "model.embed_tokens.weight": (weights["model.embed_tokens.weight"] * np.float16(0.01))}
@@ -207,12 +225,15 @@ def test_norms_keep_their_epsilon_when_activations_are_tiny(tmp_path):
     [
         ({"window": 5}, "window"),
         ({"scale": 0.3}, "scale"),
-        ({"softcap": 2.0}, "softcap"),
+        ({"softcap": 2.3}, "softcap"),
         ({"kv_heads": 4}, "kv_heads"),
     ],
 )
-def test_attention_features(tmp_path, change, what):
-    config, weights = model("fp32")
+@pytest.mark.parametrize("recipe", ["fp32", "fp16"])
+def test_attention_features(tmp_path, change, what, recipe):
+    """In fp16 too the numbers are those of the configuration, to the last bit of a float32."""
+    config, weights = model(recipe)
+    kind = np.dtype(recipe.replace("fp", "float"))
     attention = replace(config.attention, **change)
     config = replace(config, attention=attention)
     rng = np.random.default_rng(0)
@@ -221,15 +242,16 @@ def test_attention_features(tmp_path, change, what):
         for layer in range(2):
             for part in "kv":
                 shape = attention.kv_width, config.hidden_size
-                weights[f"model.layers.{layer}.self_attn.{part}_proj.weight"] = (
-                    rng.normal(size=shape).astype(np.float32) * 0.1
+                weights[f"model.layers.{layer}.self_attn.{part}_proj.weight"] = (rng.normal(size=shape) * 0.1).astype(
+                    kind
                 )
     write_coreml(tmp_path, config, weights, CONTEXT, functions=FUNCTIONS)
     ids = token_ids()
     assert np.abs(COREML.exact_logits(tmp_path, config, ids) - reference_logits(weights, config, ids)).max() <= 1e-4
-    assert np.abs(COREML.emulate(weights, config, ids) - reference_logits(weights, config, ids)).max() <= 1e-2
+    tolerance = 1e-2 if recipe == "fp32" else 0.05
+    assert np.abs(COREML.emulate(weights, config, ids) - reference_logits(weights, config, ids)).max() <= tolerance
     constants = COREML.read_back(tmp_path, config).constants
-    assert constants[f"model.layers.1.self_attn:{what}"] == pytest.approx(change[what], rel=1e-6)
+    assert np.float32(constants[f"model.layers.1.self_attn:{what}"]) == np.float32(change[what])
 
 
 def test_epsilons_survive_fp16():
@@ -249,34 +271,6 @@ def test_lint_names_what_keeps_a_package_off_the_neural_engine():
     assert all("http" in str(finding) or "coremltools" in str(finding) for finding in (*fixed, *flexible))
 
 
-def test_inspect_reports_a_package():
-    from pocketlm.runtimes.inspect import inspect
-
-    found = inspect(str(package("int4")[0] / PACKAGE))
-    assert found["kind"] == "coreml"
-    assert found["functions"]["prefill"] == "inputIds, position, logitsIndex"
-    assert found["operators"]["decode"]["linear"] == 15
-    assert any("opt-quantization-perf" in line for line in found["lint"])
-
-
-@pytest.mark.parametrize("recipe", ["int4-rtn", "fp32"])
-def test_an_export_passes_its_certificate(tmp_path, tiny_folder, recipe):
-    import json
-
-    from pocketlm.runtimes.build import export
-    from pocketlm.runtimes.verify import verify
-
-    report = export(str(tiny_folder), tmp_path / "b", to=("coreml",), recipe=recipe, context=192)
-    found = report.certificate.targets["coreml"]
-    assert found.passed
-    assert found.conversion.kl <= 1e-9
-    assert 0 < found.activation.kl < 1e-4
-    assert "Apple's own kernels and numerics were not run" in found.evaluated_by or sys.platform == "darwin"
-    kept = json.loads((tmp_path / "b/pocketlm.json").read_text())["certificate"]["targets"]["coreml"]
-    assert any("unsupported-layers" in line for line in kept["lint"])
-    assert verify(tmp_path / "b").passed
-
-
 def test_an_unknown_operation_is_named(tmp_path):
     config, weights = model("int8")
     write_coreml(tmp_path, config, weights, CONTEXT, functions=FUNCTIONS)
@@ -290,14 +284,3 @@ def test_an_unknown_operation_is_named(tmp_path):
     edit(tmp_path, change)
     with pytest.raises(InputError, match="operation relu"):
         open_coreml(tmp_path).run([3])
-
-
-def test_without_coremltools_the_extra_is_named():
-    code = (
-        "import sys; sys.modules['coremltools'] = None\n"
-        "from pathlib import Path\n"
-        "from pocketlm.runtimes.coreml_session import open_coreml\n"
-        "open_coreml(Path('nowhere'))"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "InputError: coremltools is not installed; run: pip install 'pocketlm[coreml]'" in result.stderr

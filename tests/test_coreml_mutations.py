@@ -160,8 +160,8 @@ def test_a_layer_that_uses_another_layers_weight(damaged):
 
 def test_keys_and_values_exchanged(damaged):
     def change(functions):
-        mixing = next(op for op in functions["prefill"] if op.type == "scaled_dot_product_attention")
-        key, value = (mixing.inputs[part].arguments[0] for part in ("key", "value"))
+        products = [op for op in functions["prefill"] if op.type == "matmul"]
+        key, value = (op.inputs["y"].arguments[0] for op in products[:2])
         key.name, value.name = value.name, key.name
 
     edit(damaged, change)

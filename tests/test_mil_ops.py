@@ -107,26 +107,25 @@ def test_linear_and_matmul():
     np.testing.assert_allclose(turned, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("mask", ["none", "added", "infinite", "boolean"])
-def test_scaled_dot_product_attention(mask):
+def attend(query, key, value, mask, rounding=lambda x: x):
+    """Attention as the programs write it, of single operations."""
+    scaled = rounding(OPERATIONS["mul"](query, np.float32(query.shape[-1] ** -0.5)))
+    scores = rounding(OPERATIONS["add"](rounding(mil_ops.matmul(scaled, key, transpose_y=np.bool_(True))), mask))
+    return mil_ops.matmul(rounding(mil_ops.softmax(scores, np.int32(-1))), value)
+
+
+@pytest.mark.parametrize("hidden", [-np.inf, -49152])
+def test_attention_of_single_operations(hidden):
+    """Against torch's fused one. The finite mask, which the programs add, comes to the same as -inf."""
     query, key, value = normal(1, 2, 4, 8), normal(1, 2, 6, 8), normal(1, 2, 6, 5)
     seen = RNG.random((1, 1, 4, 6)) < 0.6
     seen[..., 0] = True
-    masks = {
-        "none": None, "added": normal(1, 1, 4, 6), "boolean": seen,
-        "infinite": np.where(seen, np.float32(0), np.float32(-np.inf)),
-    }  # fmt: skip
-    given = masks[mask]
     expected = torch.nn.functional.scaled_dot_product_attention(
-        *map(torch.from_numpy, (query, key, value)), attn_mask=None if given is None else torch.from_numpy(given)
+        *map(torch.from_numpy, (query, key, value)), attn_mask=torch.from_numpy(seen)
     ).numpy()
-    actual = mil_ops.scaled_dot_product_attention(query, key, value, given)
-    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
-    if mask == "infinite":  # what the programs add instead comes to the same
-        finite = np.where(seen, np.float32(0), np.float32(-32768))
-        np.testing.assert_allclose(mil_ops.scaled_dot_product_attention(query, key, value, finite), actual, atol=1e-7)
-        rounded = mil_ops.scaled_dot_product_attention(query, key, value, finite, rounding=to_fp16_grid)
-        np.testing.assert_allclose(rounded, actual, atol=5e-3)
+    mask = np.where(seen, np.float32(0), np.float32(hidden))
+    np.testing.assert_allclose(attend(query, key, value, mask), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(attend(query, key, value, mask, to_fp16_grid), expected, atol=5e-3)
 
 
 @pytest.mark.parametrize(("shape", "axis"), [((7, 3), 0), ((2, 7, 3), 1), ((2, 7), -1)])
