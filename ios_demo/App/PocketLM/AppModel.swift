@@ -1,0 +1,299 @@
+import Foundation
+import Observation
+import PocketCore
+import PocketCoreML
+
+/// The app's state, and everything that changes it.
+@MainActor
+@Observable
+final class AppModel {
+    private(set) var state = AppState.choosing(problem: nil)
+    private(set) var contents = BundleLibrary.Contents(bundles: [], unusable: [])
+    private(set) var lines: [ChatLine] = []
+    private(set) var report: Report
+    var sampling = Sampling(temperature: 0.7, topP: 0.95)
+    var systemPrompt = ""
+
+    private let library: BundleLibrary
+    private let engine = Engine()
+    private let opener: BundleOpener
+    private var messages: [Message] = []
+    private var work: Task<Void, Never>?
+    private static let maxNewTokens = 512
+
+    init(documents: URL, caches: URL) {
+        library = BundleLibrary(folder: documents)
+        opener = BundleOpener(engine: engine, packages: CompiledPackages(folder: caches.appending(path: "compiled")))
+        report = Report(device: Device.description)
+    }
+
+    /// The app has come up: look for bundles, and do what the program that started the app asks for.
+    func start(arguments: [String]) async {
+        library.removePartial()
+        refresh()
+        do {
+            let asked = try LaunchArguments(arguments)
+            if asked.bundle != nil || asked.usesSample { await run(asked) }
+        } catch {
+            state = .choosing(problem: PocketError.line(for: error))
+        }
+    }
+
+    func refresh() {
+        do {
+            contents = try library.contents()
+        } catch {
+            state = .choosing(problem: PocketError.line(for: error))
+        }
+    }
+
+    // MARK: Bundles
+
+    func importBundle(from url: URL) {
+        begin { await self.importNow(from: url) }
+    }
+
+    /// Import the small bundle that comes with the app: its weights are random, it shows that everything works.
+    func importSample() {
+        begin { await self.importSampleNow() }
+    }
+
+    func open(_ bundle: BundleFolder, _ target: Target) {
+        begin { await self.openNow(bundle, target) }
+    }
+
+    func close() {
+        work?.cancel()
+        begin {
+            await self.engine.unload()
+            self.state = .choosing(problem: nil)
+            self.refresh()
+        }
+    }
+
+    private func importSampleNow() async {
+        guard let url = Bundle.main.url(forResource: "Sample", withExtension: nil) else {
+            state = .choosing(problem: "this build of the app has no sample")
+            return
+        }
+        await importNow(from: url)
+    }
+
+    private func importNow(from url: URL) async {
+        state = .opening(title: "Importing \(url.lastPathComponent)", share: nil)
+        let (library, report) = (library, progress())
+        do {
+            // Copying blocks: not on the main thread.
+            try await Task.detached {
+                let isScoped = url.startAccessingSecurityScopedResource()
+                defer { if isScoped { url.stopAccessingSecurityScopedResource() } }
+                try library.importBundle(from: url) { report("Checking the copy", $0) }
+            }.value
+            state = .choosing(problem: nil)
+        } catch {
+            state = .choosing(problem: PocketError.line(for: error))
+        }
+        refresh()
+    }
+
+    private func openNow(_ bundle: BundleFolder, _ target: Target) async {
+        state = .opening(title: "Opening \(bundle.manifest.name)", share: nil)
+        report = Report(device: Device.description)
+        report.bundle = bundle.url.lastPathComponent
+        report.target = target
+        let (opener, progress) = (opener, progress())
+        do {
+            let loaded = try await Task.detached { try await opener.open(bundle, target, report: progress) }.value
+            report.load = loaded.load
+            (lines, messages) = ([], [])
+            state = .ready(loaded, .idle(problem: nil))
+        } catch {
+            report.error = PocketError.line(for: error)
+            state = .choosing(problem: report.error)
+        }
+    }
+
+    // MARK: Chat
+
+    func send(_ text: String) {
+        begin { await self.answer(text) }
+    }
+
+    func stop() {
+        work?.cancel()
+    }
+
+    func forget() {
+        (lines, messages) = ([], [])
+    }
+
+    private func answer(_ text: String) async {
+        guard case .ready(let loaded, let activity) = state, activity.isIdle, let chat = loaded.chat else { return }
+        do {
+            let request = try fit(text, loaded, chat)
+            add(.user, text)
+            add(.assistant, "")
+            state = .ready(loaded, .answering)
+            let pieces = try await stream(request, chat.tokenizer)
+            report.answer = AnswerReport(pieces)
+            finish(pieces)
+            state = .ready(loaded, .idle(problem: nil))
+        } catch {
+            report.error = PocketError.line(for: error)
+            state = .ready(loaded, .idle(problem: report.error))
+        }
+    }
+
+    /// The prompt of the conversation with a new question; turns that no longer fit are forgotten.
+    private func fit(_ text: String, _ loaded: LoadedBundle, _ chat: ChatParts) throws -> Request {
+        let manifest = loaded.bundle.manifest
+        let conversation = Conversation(
+            turns: chat.turns, tokenizer: chat.tokenizer, context: manifest.context, maxNewTokens: Self.maxNewTokens)
+        let hasSystem = chat.turns.takesSystem && !systemPrompt.allSatisfy(\.isWhitespace)
+        let start = hasSystem ? [Message(.system, systemPrompt)] : []
+        let talk = messages.filter { $0.role != .system }
+        let fitted = try conversation.fit(start + talk + [Message(.user, text)], today: Day(Date()))
+        messages = fitted.kept
+        return Request(
+            promptTokens: fitted.tokens, sampling: sampling, maxNewTokens: Self.maxNewTokens,
+            stopTokens: Set(manifest.stopTokens))
+    }
+
+    private func stream(_ request: Request, _ tokenizer: any TextTokenizer) async throws -> [Piece] {
+        var pieces: [Piece] = []
+        for try await piece in engine.answer(request, tokenizer) {
+            pieces.append(piece)
+            if !lines.isEmpty { lines[lines.count - 1].text += piece.text }
+        }
+        return pieces
+    }
+
+    private func finish(_ pieces: [Piece]) {
+        let text = pieces.map(\.text).joined()
+        // Templates differ in what they make of an empty answer: a turn without one is as if it had not been.
+        if text.allSatisfy(\.isWhitespace) {
+            messages.removeLast()
+        } else {
+            messages.append(Message(.assistant, text))
+        }
+        if !lines.isEmpty { lines[lines.count - 1].note = note(pieces.last?.end) }
+    }
+
+    private func note(_ end: Piece.End?) -> String {
+        let reason =
+            switch end?.reason {
+            case .stop: ""
+            case .length: "Cut: the limit of new tokens is reached. "
+            case .context: "Cut: the context is full. "
+            case .cancelled, nil: "Stopped. "
+            }
+        let speed = end?.timing.decodeTokensPerSecond.map { "\(Int($0.rounded())) tokens/s" }
+        return reason + (speed ?? "")
+    }
+
+    private func add(_ role: Role, _ text: String) {
+        lines.append(ChatLine(id: (lines.last?.id ?? 0) + 1, role: role, text: text, note: nil))
+    }
+
+    // MARK: Measuring
+
+    func verify() {
+        begin { await self.measure("Verifying", self.verifyNow) }
+    }
+
+    func benchmark() {
+        begin { await self.measure("Timing", self.benchmarkNow) }
+    }
+
+    private func measure(_ title: String, _ body: @MainActor (LoadedBundle) async throws -> Void) async {
+        guard case .ready(let loaded, let activity) = state, activity.isIdle else { return }
+        state = .ready(loaded, .measuring(title: title, share: 0))
+        do {
+            try await body(loaded)
+            state = .ready(loaded, .idle(problem: nil))
+        } catch is CancellationError {
+            state = .ready(loaded, .idle(problem: "\(title) was stopped"))
+        } catch {
+            report.error = PocketError.line(for: error)
+            state = .ready(loaded, .idle(problem: report.error))
+        }
+    }
+
+    private func verifyNow(_ loaded: LoadedBundle) async throws {
+        let (engine, progress, bundle, target) = (engine, progress(), loaded.bundle, loaded.target)
+        let golden = try await Task.detached { try bundle.golden() }.value
+        report.verification = try await engine.verify(golden, target) { progress("Verifying", $0) }
+        report.computePlans = try await opener.computePlans(bundle, target)
+    }
+
+    private func benchmarkNow(_ loaded: LoadedBundle) async throws {
+        let progress = progress()
+        let plan = BenchmarkPlan.fitting(loaded.bundle.manifest.context)
+        let before = Device.conditions
+        let runs = try await engine.benchmark(plan) { progress("Timing", $0) }
+        let after = Device.conditions
+        report.benchmark = BenchmarkReport(
+            plan, runs, before: before, after: after, peakMemoryBytes: Device.peakMemoryBytes)
+        let seconds = try await opener.loadAgain(loaded.bundle, loaded.target)
+        report.load?.laterSeconds = seconds
+    }
+
+    // MARK: Automation
+
+    /// What a program asked for, one thing after the other; then the report goes where it was asked for.
+    private func run(_ asked: LaunchArguments) async {
+        await openAsked(asked)
+        if let prompt = asked.prompt {
+            sampling = Sampling()
+            await answer(prompt)
+        }
+        if asked.verifies { await measure("Verifying", verifyNow) }
+        if asked.benchmarks { await measure("Timing", benchmarkNow) }
+        guard let output = asked.output else { return }
+        do {
+            try report.json().write(to: library.folder.appending(path: output), options: .atomic)
+        } catch {
+            state = .choosing(problem: "\(output): \(PocketError.line(for: error))")
+        }
+    }
+
+    private func openAsked(_ asked: LaunchArguments) async {
+        do {
+            if asked.usesSample { await importSampleNow() }
+            let bundle = try library.bundle(named: asked.bundle ?? "Sample")
+            guard let target = asked.target ?? bundle.targets.first(where: { $0 != .onnx }) else {
+                throw PocketError("this bundle holds nothing that an iPhone runs; export with --to coreml")
+            }
+            await openNow(bundle, target)
+        } catch {
+            report.error = PocketError.line(for: error)
+            state = .choosing(problem: report.error)
+        }
+    }
+
+    // MARK: Work
+
+    /// One thing at a time: what is asked for while another runs waits for it.
+    private func begin(_ body: @escaping @MainActor () async -> Void) {
+        let before = work
+        work = Task {
+            await before?.value
+            await body()
+        }
+    }
+
+    /// For work elsewhere to say how far it is. What comes late, when the work is over, is dropped.
+    private func progress() -> @Sendable (String, Double?) -> Void {
+        { title, share in
+            Task { @MainActor [weak self] in self?.show(title, share) }
+        }
+    }
+
+    private func show(_ title: String, _ share: Double?) {
+        switch state {
+        case .opening: state = .opening(title: title, share: share)
+        case .ready(let loaded, .measuring): state = .ready(loaded, .measuring(title: title, share: share ?? 0))
+        default: break
+        }
+    }
+}

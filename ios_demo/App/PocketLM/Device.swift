@@ -1,0 +1,59 @@
+import Foundation
+import PocketCore
+import UIKit
+import os
+
+/// This iPhone, as far as it concerns a model.
+enum Device {
+    /// What iOS still lets this app take.
+    static var availableMemoryBytes: Int {
+        #if targetEnvironment(simulator)
+            // The simulator has no limit, and says 0.
+            Int(clamping: ProcessInfo.processInfo.physicalMemory)
+        #else
+            os_proc_available_memory()
+        #endif
+    }
+
+    /// The most memory that was resident, as `pocketlm bench` counts it; nil if the system does not say.
+    static var peakMemoryBytes: Int? {
+        var usage = rusage()
+        return getrusage(RUSAGE_SELF, &usage) == 0 ? Int(usage.ru_maxrss) : nil
+    }
+
+    /// Such as "iPhone16,2".
+    static var model: String {
+        if let simulated = ProcessInfo.processInfo.environment["SIMULATOR_MODEL_IDENTIFIER"] {
+            return "\(simulated) simulator"
+        }
+        var system = utsname()
+        uname(&system)
+        let bytes = withUnsafeBytes(of: &system.machine) { Array($0.prefix { $0 != 0 }) }
+        return String(decoding: bytes, as: UTF8.self)
+    }
+
+    @MainActor static var description: DeviceDescription {
+        DeviceDescription(
+            model: model, system: "\(UIDevice.current.systemName) \(UIDevice.current.systemVersion)",
+            memoryBytes: Int(clamping: ProcessInfo.processInfo.physicalMemory),
+            processors: ProcessInfo.processInfo.activeProcessorCount)
+    }
+
+    @MainActor static var conditions: Conditions {
+        UIDevice.current.isBatteryMonitoringEnabled = true
+        let level = UIDevice.current.batteryLevel
+        return Conditions(
+            thermal: thermal, batteryLevel: level >= 0 ? Double(level) : nil,
+            isLowPowerMode: ProcessInfo.processInfo.isLowPowerModeEnabled)
+    }
+
+    private static var thermal: String {
+        switch ProcessInfo.processInfo.thermalState {
+        case .nominal: "nominal"
+        case .fair: "fair"
+        case .serious: "serious"
+        case .critical: "critical"
+        @unknown default: "unknown"
+        }
+    }
+}

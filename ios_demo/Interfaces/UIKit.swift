@@ -1,0 +1,23 @@
+// What the app uses of UIKit and of Foundation where only Apple's has it, as developer.apple.com documents it.
+import Foundation
+
+@MainActor public class UIDevice {
+    public class var current: UIDevice { fatalError() }
+    public var systemName: String { fatalError() }
+    public var systemVersion: String { fatalError() }
+    public var isBatteryMonitoringEnabled = false
+    public var batteryLevel: Float { fatalError() }
+}
+
+extension ProcessInfo {
+    public enum ThermalState: Int { case nominal, fair, serious, critical }
+    public var thermalState: ThermalState { fatalError() }
+    public var isLowPowerModeEnabled: Bool { fatalError() }
+}
+
+extension URL {
+    public static var documentsDirectory: URL { fatalError() }
+    public static var cachesDirectory: URL { fatalError() }
+    public func startAccessingSecurityScopedResource() -> Bool { fatalError() }
+    public func stopAccessingSecurityScopedResource() {}
+}
