@@ -6,7 +6,7 @@ MODEL := smollm2-135m
 BUNDLE := out/$(MODEL)-int4-rtn
 PROMPT ?= What is the capital of France?
 
-.PHONY: setup demo test lint types bench golden clean
+.PHONY: setup demo test lint types swift bench golden clean
 
 setup: $(VENV)/.installed-all
 
@@ -38,7 +38,7 @@ $(BUNDLE)/pocketlm.json: $(VENV)/.installed-all
 	$(BIN)/pocketlm fetch $(MODEL)
 	$(BIN)/pocketlm export $(MODEL) -o $(BUNDLE) --recipe int4-rtn --to onnx executorch coreml --overwrite
 
-test: $(VENV)/.installed-dev lint types
+test: $(VENV)/.installed-dev lint types swift
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.installed-dev
@@ -51,6 +51,15 @@ types: $(VENV)/.installed-dev
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --target .types .
 	MYPYPATH=.types $(BIN)/mypy -p pocketlm
 	rm -rf build
+
+# ios_demo/ as far as that goes off a Mac; on a real bundle if `make demo` has made one.
+swift:
+	@if ! command -v swift >/dev/null; then \
+		echo "There is no swift on the PATH: the Swift code of ios_demo/ is parsed, but not compiled and tested."; \
+	else \
+		set -ex; ios_demo/typecheck.sh; \
+		POCKETLM_BUNDLE=$(if $(wildcard $(BUNDLE)/pocketlm.json),$(abspath $(BUNDLE))) swift test --package-path ios_demo; \
+	fi
 
 # The files that the tests of Python, Kotlin and Swift share.
 golden: $(VENV)/.installed-dev
