@@ -99,12 +99,10 @@ final class AppModel {
     private func openNow(_ bundle: BundleFolder, _ target: Target) async {
         state = .opening(title: "Opening \(bundle.manifest.name)", share: nil)
         report = Report(device: Device.description)
-        report.bundle = bundle.url.lastPathComponent
-        report.target = target
         let (opener, progress) = (opener, progress())
         do {
+            try report.name(bundle)
             let loaded = try await Task.detached { try await opener.open(bundle, target, report: progress) }.value
-            report.load = loaded.load
             (lines, messages) = ([], [])
             state = .ready(loaded, .idle(problem: nil))
         } catch {
@@ -202,7 +200,12 @@ final class AppModel {
     }
 
     func benchmark() {
-        begin { await self.measure("Timing", self.benchmarkNow) }
+        begin { await self.measure("Timing") { try await self.benchmarkNow($0, sustainedSeconds: 0) } }
+    }
+
+    /// Five minutes on end: what is left when the iPhone is warm.
+    func benchmarkSustained() {
+        begin { await self.measure("Timing for 5 minutes") { try await self.benchmarkNow($0, sustainedSeconds: 300) } }
     }
 
     private func measure(_ title: String, _ body: @MainActor (LoadedBundle) async throws -> Void) async {
@@ -222,20 +225,19 @@ final class AppModel {
     private func verifyNow(_ loaded: LoadedBundle) async throws {
         let (engine, progress, bundle, target) = (engine, progress(), loaded.bundle, loaded.target)
         let golden = try await Task.detached { try bundle.golden() }.value
-        report.verification = try await engine.verify(golden, target) { progress("Verifying", $0) }
+        report.add(try await engine.verify(golden, target) { progress("Verifying", $0) }, target)
         report.computePlans = try await opener.computePlans(bundle, target)
     }
 
-    private func benchmarkNow(_ loaded: LoadedBundle) async throws {
-        let progress = progress()
-        let plan = BenchmarkPlan.fitting(loaded.bundle.manifest.context)
-        let before = Device.conditions
-        let runs = try await engine.benchmark(plan) { progress("Timing", $0) }
-        let after = Device.conditions
-        report.benchmark = BenchmarkReport(
-            plan, runs, before: before, after: after, peakMemoryBytes: Device.peakMemoryBytes)
-        let seconds = try await opener.loadAgain(loaded.bundle, loaded.target)
-        report.load?.laterSeconds = seconds
+    private func benchmarkNow(_ loaded: LoadedBundle, sustainedSeconds: Double) async throws {
+        let (bundle, target, progress) = (loaded.bundle, loaded.target, progress())
+        let plan = BenchmarkPlan.fitting(bundle.manifest.context, sustainedSeconds: sustainedSeconds)
+        let series = try await engine.benchmark(plan, read: Device.read) { progress("Timing", $0) }
+        let later = try await opener.loadAgain(bundle, target)
+        let measured = BenchmarkReport(
+            series, load: loaded.load, laterLoadSeconds: later, peakMemoryBytes: Device.peakMemoryBytes,
+            runtime: opener.runtime(bundle, target))
+        report.add(measured, plan, target)
     }
 
     // MARK: Automation
@@ -248,7 +250,9 @@ final class AppModel {
             await answer(prompt)
         }
         if asked.verifies { await measure("Verifying", verifyNow) }
-        if asked.benchmarks { await measure("Timing", benchmarkNow) }
+        if asked.benchmarks {
+            await measure("Timing") { try await self.benchmarkNow($0, sustainedSeconds: asked.sustainedSeconds) }
+        }
         guard let output = asked.output else { return }
         do {
             try report.json().write(to: library.folder.appending(path: output), options: .atomic)

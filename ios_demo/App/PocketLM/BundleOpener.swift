@@ -33,6 +33,12 @@ struct BundleOpener: Sendable {
         return try await loadModel(bundle, target) { _, _ in }.firstSeconds
     }
 
+    /// What runs a target here, for reports.
+    func runtime(_ bundle: BundleFolder, _ target: Target) -> String {
+        guard target == .coreml else { return "ExecuTorch, XNNPACK" }
+        return bundle.manifest.isBlockwise ? "Core ML, CPU and GPU" : "Core ML, all compute units"
+    }
+
     /// Where Core ML would run the operations of both functions; nothing for other targets.
     func computePlans(_ bundle: BundleFolder, _ target: Target) async throws -> [ComputePlan] {
         guard target == .coreml else { return [] }
@@ -57,12 +63,12 @@ struct BundleOpener: Sendable {
                 try CoreMLModel(
                     compiled: compiled.url, manifest: manifest, units: CoreMLModel.computeUnits(for: manifest))
             }
-            return LoadTimes(compileSeconds: compiled.seconds, firstSeconds: seconds, laterSeconds: nil)
+            return LoadTimes(compileSeconds: compiled.seconds, firstSeconds: seconds)
         case .executorch:
             report("Loading the model", nil)
             let folder = bundle.folder(of: .executorch)
             let seconds = try await engine.load { try ExecuTorchModel(folder: folder) }
-            return LoadTimes(compileSeconds: nil, firstSeconds: seconds, laterSeconds: nil)
+            return LoadTimes(compileSeconds: nil, firstSeconds: seconds)
         case .onnx:
             throw PocketError("iPhones run coreml and executorch here; export with --to coreml")
         }

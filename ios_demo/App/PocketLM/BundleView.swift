@@ -16,7 +16,7 @@ struct BundleView: View {
                 screen { CertificateView(manifest: loaded.bundle.manifest, target: loaded.target) }
             }
             Tab("This iPhone", systemImage: "iphone") {
-                screen { DeviceView(model: model, activity: activity) }
+                screen { DeviceView(model: model, loaded: loaded, activity: activity) }
             }
         }
     }

@@ -35,16 +35,12 @@ enum Device {
     @MainActor static var description: DeviceDescription {
         DeviceDescription(
             model: model, system: "\(UIDevice.current.systemName) \(UIDevice.current.systemVersion)",
-            memoryBytes: Int(clamping: ProcessInfo.processInfo.physicalMemory),
-            processors: ProcessInfo.processInfo.activeProcessorCount)
+            cores: ProcessInfo.processInfo.activeProcessorCount,
+            memoryBytes: Int(clamping: ProcessInfo.processInfo.physicalMemory))
     }
 
-    @MainActor static var conditions: Conditions {
-        UIDevice.current.isBatteryMonitoringEnabled = true
-        let level = UIDevice.current.batteryLevel
-        return Conditions(
-            thermal: thermal, batteryLevel: level >= 0 ? Double(level) : nil,
-            isLowPowerMode: ProcessInfo.processInfo.isLowPowerModeEnabled)
+    static func read() -> Reading {
+        Reading(thermalStatus: thermal, isLowPowerMode: ProcessInfo.processInfo.isLowPowerModeEnabled)
     }
 
     private static var thermal: String {

@@ -4,6 +4,7 @@ import SwiftUI
 /// Verify and time the model here, and give the results away.
 struct DeviceView: View {
     let model: AppModel
+    let loaded: LoadedBundle
     let activity: Activity
 
     var body: some View {
@@ -18,6 +19,7 @@ struct DeviceView: View {
                         .accessibilityIdentifier("verify")
                     Button("Benchmark", systemImage: "speedometer") { model.benchmark() }
                         .accessibilityIdentifier("benchmark")
+                    Button("Benchmark for 5 minutes", systemImage: "thermometer.sun") { model.benchmarkSustained() }
                 }
             } footer: {
                 Text(
@@ -25,26 +27,25 @@ struct DeviceView: View {
             }
             .disabled(activity == .answering)
             loadSection
-            if let found = model.report.verification { VerificationSection(found: found) }
+            if let found = model.report.verify?[loaded.target.rawValue] { VerificationSection(found: found) }
             if let plans = model.report.computePlans, !plans.isEmpty {
                 Section("Where Core ML plans to run it") {
                     ForEach(plans, id: \.function) { Text($0.summary).font(.footnote) }
                 }
             }
-            if let found = model.report.benchmark { BenchmarkSection(found: found) }
+            if let bench = model.report.bench, let found = bench.targets[loaded.target.rawValue] {
+                BenchmarkSection(bench: bench, found: found)
+            }
             if let data = try? model.report.json(), let text = String(data: data, encoding: .utf8) {
                 ShareLink("Share the results as JSON", item: text)
             }
         }
     }
 
-    @ViewBuilder private var loadSection: some View {
-        if let load = model.report.load {
-            Section("Loading") {
-                if let seconds = load.compileSeconds { LabeledContent("Compiling, once", value: seconds.inSeconds) }
-                LabeledContent("First load", value: load.firstSeconds.inSeconds)
-                if let seconds = load.laterSeconds { LabeledContent("Later load", value: seconds.inSeconds) }
-            }
+    private var loadSection: some View {
+        Section("Loading") {
+            if let seconds = loaded.load.compileSeconds { LabeledContent("Compiling, once", value: seconds.inSeconds) }
+            LabeledContent("First load", value: loaded.load.firstSeconds.inSeconds)
         }
     }
 }
@@ -66,15 +67,20 @@ private struct VerificationSection: View {
 }
 
 private struct BenchmarkSection: View {
+    let bench: Report.Benchmark
     let found: BenchmarkReport
 
     var body: some View {
-        Section("Benchmark: \(found.promptTokens) prompt tokens, \(found.newTokens) new ones") {
+        Section("Benchmark: \(bench.promptTokens) prompt tokens, \(bench.newTokens) new ones") {
             LabeledContent("Prefill", value: found.prefillTokensPerSecond.perSecond)
             LabeledContent("Decode", value: found.decodeTokensPerSecond.perSecond)
             LabeledContent("First token after", value: found.timeToFirstTokenSeconds.inSeconds)
             if let bytes = found.peakMemoryBytes { LabeledContent("Peak memory", value: megabytes(bytes)) }
-            LabeledContent("Thermal state", value: "\(found.before.thermal) to \(found.after.thermal)")
+            LabeledContent("Later load", value: found.laterLoadSeconds.inSeconds)
+            LabeledContent("Thermal state", value: "\(found.before.thermalStatus) to \(found.after.thermalStatus)")
+            if let last = found.sustained.last {
+                LabeledContent("Decode after \(last.atSeconds.inSeconds)", value: last.decodeTokensPerSecond.perSecond)
+            }
         }
     }
 }

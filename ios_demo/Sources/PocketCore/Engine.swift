@@ -52,10 +52,10 @@ public actor Engine {
     }
 
     public func benchmark(
-        _ plan: BenchmarkPlan, progress: @Sendable (Double) -> Void = { _ in }
-    ) throws -> [BenchmarkRun] {
+        _ plan: BenchmarkPlan, read: @Sendable () -> Reading, progress: @Sendable (Double) -> Void = { _ in }
+    ) throws -> BenchmarkSeries {
         cached = []
-        return try PocketCore.benchmark(opened(), plan, progress: progress)
+        return try PocketCore.benchmark(opened(), plan, read: read, progress: progress)
     }
 
     private func generate(_ request: Request, _ tokenizer: any TextTokenizer, emit: @Sendable (Piece) -> Void) throws {

@@ -5,6 +5,7 @@
 ///     --prompt TEXT     ask this
 ///     --verify          replay golden.json
 ///     --benchmark       time the model
+///     --sustained N     and go on for so many seconds
 ///     --output FILE     write the results there, in the Documents folder, as JSON
 ///     --sample          import the small bundle that comes with the app, and open it if --bundle names no other
 public struct LaunchArguments: Equatable, Sendable {
@@ -13,6 +14,7 @@ public struct LaunchArguments: Equatable, Sendable {
     public var prompt: String?
     public var verifies = false
     public var benchmarks = false
+    public var sustainedSeconds = 0.0
     public var output: String?
     public var usesSample = false
 
@@ -35,6 +37,7 @@ public struct LaunchArguments: Equatable, Sendable {
             case "--target": target = try Self.target(value(of: argument))
             case "--prompt": prompt = try value(of: argument)
             case "--output": output = try Self.fileName(value(of: argument))
+            case "--sustained": sustainedSeconds = try Self.seconds(value(of: argument))
             case "--verify": verifies = true
             case "--benchmark": benchmarks = true
             case "--sample": usesSample = true
@@ -48,6 +51,13 @@ public struct LaunchArguments: Equatable, Sendable {
             throw PocketError("--target is coreml or executorch, not \(name)")
         }
         return target
+    }
+
+    private static func seconds(_ text: String) throws -> Double {
+        guard let seconds = Double(text), seconds >= 0, seconds <= 3600 else {
+            throw PocketError("--sustained is a number of seconds up to 3600, not \(text)")
+        }
+        return seconds
     }
 
     private static func fileName(_ name: String) throws -> String {

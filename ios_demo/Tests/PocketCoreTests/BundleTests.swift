@@ -165,6 +165,11 @@ enum JSONValue: Codable, Equatable {
         }
     }
 
+    /// A member of an object; null where there is none.
+    subscript(_ key: String) -> JSONValue {
+        if case .object(let members) = self { members[key] ?? .null } else { .null }
+    }
+
     func patched(with patch: JSONValue) -> JSONValue {
         guard case .object(let changes) = patch else { return patch }
         var result: [String: JSONValue] = [:]

@@ -84,13 +84,4 @@ final class GoldenTests: XCTestCase {
         let damaged = try JSONDecoder().decode(Golden.self, from: Data(short.utf8))
         XCTAssertTrue(Fixtures.message { try damaged.check(vocabularySize: 10) }.contains("too short"))
     }
-
-    func testBenchmarkCountsWhatItRuns() throws {
-        let model = ScriptedModel { _ in peak(1) }
-        let plan = BenchmarkPlan(promptTokens: 4, newTokens: 3, runs: 2)
-        XCTAssertEqual(try benchmark(model, plan).count, 2)
-        XCTAssertEqual(model.calls, [-1, 4, 1, 1, 1, -1, 4, 1, 1, 1, -1, 4, 1, 1, 1])
-        XCTAssertTrue(
-            Fixtures.message { _ = try benchmark(model, BenchmarkPlan(promptTokens: 60)) }.contains("do not fit"))
-    }
 }

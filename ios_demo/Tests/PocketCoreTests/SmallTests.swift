@@ -23,14 +23,16 @@ final class SmallTests: XCTestCase {
     func testLaunchArguments() throws {
         let given = try LaunchArguments([
             "-AppleLanguages", "(en)", "--bundle", "smol", "--target", "coreml", "--verify", "--prompt", "--benchmark",
-            "--output", "result.json",
+            "--sustained", "30", "--output", "result.json",
         ])
         XCTAssertEqual(given.bundle, "smol")
         XCTAssertEqual(given.target, .coreml)
         XCTAssertEqual(given.prompt, "--benchmark")  // a value may look like an option
         XCTAssertTrue(given.verifies && !given.benchmarks && given.isAutomated)
         XCTAssertFalse(try LaunchArguments([]).isAutomated)
-        for bad in [["--bundle"], ["--target", "onnx"], ["--output", "../x"], ["--output", ".x"]] {
+        for bad in [
+            ["--bundle"], ["--target", "onnx"], ["--output", "../x"], ["--output", ".x"], ["--sustained", "-1"],
+        ] {
             XCTAssertFalse(Fixtures.message { _ = try LaunchArguments(bad) }.isEmpty)
         }
     }
