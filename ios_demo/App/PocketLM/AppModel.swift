@@ -200,12 +200,16 @@ final class AppModel {
     }
 
     func benchmark() {
-        begin { await self.measure("Timing") { try await self.benchmarkNow($0, sustainedSeconds: 0) } }
+        begin { await self.measure("Timing") { try await self.benchmarkNow($0, LaunchArguments()) } }
     }
 
     /// Five minutes on end: what is left when the iPhone is warm.
     func benchmarkSustained() {
-        begin { await self.measure("Timing for 5 minutes") { try await self.benchmarkNow($0, sustainedSeconds: 300) } }
+        var asked = LaunchArguments()
+        asked.sustainedSeconds = 300
+        begin { [asked] in
+            await self.measure("Timing for 5 minutes") { try await self.benchmarkNow($0, asked) }
+        }
     }
 
     private func measure(_ title: String, _ body: @MainActor (LoadedBundle) async throws -> Void) async {
@@ -229,9 +233,9 @@ final class AppModel {
         report.computePlans = try await opener.computePlans(bundle, target)
     }
 
-    private func benchmarkNow(_ loaded: LoadedBundle, sustainedSeconds: Double) async throws {
+    private func benchmarkNow(_ loaded: LoadedBundle, _ asked: LaunchArguments) async throws {
         let (bundle, target, progress) = (loaded.bundle, loaded.target, progress())
-        let plan = BenchmarkPlan.fitting(bundle.manifest.context, sustainedSeconds: sustainedSeconds)
+        let plan = asked.plan(context: bundle.manifest.context)
         let series = try await engine.benchmark(plan, read: Device.read) { progress("Timing", $0) }
         let later = try await opener.loadAgain(bundle, target)
         let measured = BenchmarkReport(
@@ -251,7 +255,7 @@ final class AppModel {
         }
         if asked.verifies { await measure("Verifying", verifyNow) }
         if asked.benchmarks {
-            await measure("Timing") { try await self.benchmarkNow($0, sustainedSeconds: asked.sustainedSeconds) }
+            await measure("Timing") { try await self.benchmarkNow($0, asked) }
         }
         guard let output = asked.output else { return }
         do {
@@ -262,9 +266,11 @@ final class AppModel {
     }
 
     private func openAsked(_ asked: LaunchArguments) async {
+        let name = asked.bundle ?? "Sample"
+        report = Report(device: Device.description, bundle: name)
         do {
             if asked.usesSample { await importSampleNow() }
-            let bundle = try library.bundle(named: asked.bundle ?? "Sample")
+            let bundle = try library.bundle(named: name)
             guard let target = asked.target ?? bundle.targets.first(where: { $0 != .onnx }) else {
                 throw PocketError("this bundle holds nothing that an iPhone runs; export with --to coreml")
             }

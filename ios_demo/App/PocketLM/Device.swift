@@ -15,10 +15,11 @@ enum Device {
         #endif
     }
 
-    /// The most memory that was resident, as `pocketlm bench` counts it; nil if the system does not say.
-    static var peakMemoryBytes: Int? {
+    /// The most memory that was resident, as `pocketlm bench` counts it.
+    static var peakMemoryBytes: Int {
         var usage = rusage()
-        return getrusage(RUSAGE_SELF, &usage) == 0 ? Int(usage.ru_maxrss) : nil
+        getrusage(RUSAGE_SELF, &usage)  // fails for a bad pointer alone
+        return Int(usage.ru_maxrss)
     }
 
     /// Such as "iPhone16,2".

@@ -75,7 +75,7 @@ private struct BenchmarkSection: View {
             LabeledContent("Prefill", value: found.prefillTokensPerSecond.perSecond)
             LabeledContent("Decode", value: found.decodeTokensPerSecond.perSecond)
             LabeledContent("First token after", value: found.timeToFirstTokenSeconds.inSeconds)
-            if let bytes = found.peakMemoryBytes { LabeledContent("Peak memory", value: megabytes(bytes)) }
+            LabeledContent("Peak memory", value: megabytes(found.peakMemoryBytes))
             LabeledContent("Later load", value: found.laterLoadSeconds.inSeconds)
             LabeledContent("Thermal state", value: "\(found.before.thermalStatus) to \(found.after.thermalStatus)")
             if let last = found.sustained.last {

@@ -5,6 +5,7 @@
 ///     --prompt TEXT     ask this
 ///     --verify          replay golden.json
 ///     --benchmark       time the model
+///     --prompt-tokens N, --new-tokens N, --runs N      of the benchmark
 ///     --sustained N     and go on for so many seconds
 ///     --output FILE     write the results there, in the Documents folder, as JSON
 ///     --sample          import the small bundle that comes with the app, and open it if --bundle names no other
@@ -14,7 +15,10 @@ public struct LaunchArguments: Equatable, Sendable {
     public var prompt: String?
     public var verifies = false
     public var benchmarks = false
-    public var sustainedSeconds = 0.0
+    public var promptTokens: Int?
+    public var newTokens: Int?
+    public var runs: Int?
+    public var sustainedSeconds = 0
     public var output: String?
     public var usesSample = false
 
@@ -22,6 +26,15 @@ public struct LaunchArguments: Equatable, Sendable {
 
     /// Whether a program waits for results.
     public var isAutomated: Bool { verifies || benchmarks || prompt != nil }
+
+    /// The benchmark that is asked for: what is not told is as usual, or shorter where the context holds less.
+    public func plan(context: Int) -> BenchmarkPlan {
+        var plan = BenchmarkPlan.fitting(context, sustainedSeconds: Double(sustainedSeconds))
+        plan.promptTokens = promptTokens ?? plan.promptTokens
+        plan.newTokens = newTokens ?? plan.newTokens
+        plan.runs = runs ?? plan.runs
+        return plan
+    }
 
     /// - Parameter arguments: without the program's name. What is not known is left alone: the system adds its own.
     /// - Throws: PocketError for a known argument without its value, or with one that cannot be used.
@@ -37,7 +50,10 @@ public struct LaunchArguments: Equatable, Sendable {
             case "--target": target = try Self.target(value(of: argument))
             case "--prompt": prompt = try value(of: argument)
             case "--output": output = try Self.fileName(value(of: argument))
-            case "--sustained": sustainedSeconds = try Self.seconds(value(of: argument))
+            case "--prompt-tokens": promptTokens = try Self.number(value(of: argument), from: 1, argument)
+            case "--new-tokens": newTokens = try Self.number(value(of: argument), from: 1, argument)
+            case "--runs": runs = try Self.number(value(of: argument), from: 1, argument)
+            case "--sustained": sustainedSeconds = try Self.number(value(of: argument), from: 0, argument)
             case "--verify": verifies = true
             case "--benchmark": benchmarks = true
             case "--sample": usesSample = true
@@ -53,11 +69,11 @@ public struct LaunchArguments: Equatable, Sendable {
         return target
     }
 
-    private static func seconds(_ text: String) throws -> Double {
-        guard let seconds = Double(text), seconds >= 0, seconds <= 3600 else {
-            throw PocketError("--sustained is a number of seconds up to 3600, not \(text)")
+    private static func number(_ text: String, from least: Int, _ name: String) throws -> Int {
+        guard let number = Int(text), number >= least, number <= 1_000_000 else {
+            throw PocketError("\(name) is a whole number from \(least) to 1000000, not \(text)")
         }
-        return seconds
+        return number
     }
 
     private static func fileName(_ name: String) throws -> String {

@@ -68,7 +68,7 @@ public struct BenchmarkReport: Codable, Equatable, Sendable {
     public let prefillTokensPerSecond: Double
     public let decodeTokensPerSecond: Double
     public let timeToFirstTokenSeconds: Double
-    public let peakMemoryBytes: Int?
+    public let peakMemoryBytes: Int
     /// What ran it.
     public let runtime: String
     public let runs: [BenchmarkRun]
@@ -77,7 +77,7 @@ public struct BenchmarkReport: Codable, Equatable, Sendable {
     public let sustained: [BenchmarkWindow]
 
     public init(
-        _ series: BenchmarkSeries, load: LoadTimes, laterLoadSeconds: Double, peakMemoryBytes: Int?, runtime: String
+        _ series: BenchmarkSeries, load: LoadTimes, laterLoadSeconds: Double, peakMemoryBytes: Int, runtime: String
     ) {
         compileSeconds = load.compileSeconds
         firstLoadSeconds = load.firstSeconds
@@ -153,7 +153,8 @@ public struct Report: Codable, Equatable, Sendable {
     private let schemaVersion: Int
     private let kind: String
     public let device: DeviceDescription
-    public private(set) var bundle: BundleName?
+    /// Without a hash if no such bundle could be read.
+    public private(set) var bundle = BundleName(name: "", manifestSHA256: "")
     /// By the target's name.
     public private(set) var verify: [String: Verification]?
     public private(set) var bench: Benchmark?
@@ -172,6 +173,12 @@ public struct Report: Codable, Equatable, Sendable {
         case kind, device, bundle, verify, bench, answer, error
         case computePlans = "compute_plans"
         case schemaVersion = "schema_version"
+    }
+
+    /// A report about a bundle that may turn out not to be there.
+    public init(device: DeviceDescription, bundle name: String) {
+        self.init(device: device)
+        bundle = BundleName(name: name, manifestSHA256: "")
     }
 
     public mutating func name(_ bundle: BundleFolder) throws {

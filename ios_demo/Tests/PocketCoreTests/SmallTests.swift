@@ -30,8 +30,11 @@ final class SmallTests: XCTestCase {
         XCTAssertEqual(given.prompt, "--benchmark")  // a value may look like an option
         XCTAssertTrue(given.verifies && !given.benchmarks && given.isAutomated)
         XCTAssertFalse(try LaunchArguments([]).isAutomated)
+        let plan = try LaunchArguments(["--runs", "2", "--new-tokens", "8", "--sustained", "9"]).plan(context: 64)
+        XCTAssertEqual(plan, BenchmarkPlan(promptTokens: 32, newTokens: 8, runs: 2, sustainedSeconds: 9))
         for bad in [
             ["--bundle"], ["--target", "onnx"], ["--output", "../x"], ["--output", ".x"], ["--sustained", "-1"],
+            ["--runs", "0"],
         ] {
             XCTAssertFalse(Fixtures.message { _ = try LaunchArguments(bad) }.isEmpty)
         }
