@@ -6,7 +6,7 @@ MODEL := smollm2-135m
 BUNDLE := out/$(MODEL)-int4-rtn
 PROMPT ?= What is the capital of France?
 
-.PHONY: setup demo test lint types swift bench golden clean
+.PHONY: setup demo test lint types swift bench quality golden clean
 
 setup: $(VENV)/.installed-all
 
@@ -33,6 +33,9 @@ demo: $(VENV)/.installed-all $(BUNDLE)/pocketlm.json
 	@echo
 	@echo "> $(PROMPT)"
 	$(BIN)/pocketlm chat $(BUNDLE) --prompt "$(PROMPT)"
+	@echo
+	@echo "These weights are rounded to nearest, which takes seconds. Better answers at the same size take minutes:"
+	@echo "  $(BIN)/pocketlm export $(MODEL) -o out/$(MODEL)-int4 --recipe int4"
 
 $(BUNDLE)/pocketlm.json: $(VENV)/.installed-all
 	$(BIN)/pocketlm fetch $(MODEL)
@@ -64,6 +67,9 @@ swift:
 # The files that the tests of Python, Kotlin and Swift share.
 golden: $(VENV)/.installed-dev
 	PYTHONPATH=tests $(BIN)/python -m golden.make
+
+quality: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/quality/run.py
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/export_cost.py

@@ -1,8 +1,8 @@
-"""Many sequences through a decoder side by side: layer after layer, so that each weight is read once."""
+"""Many inputs through a decoder side by side: layer after layer, so that each weight is read once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Lock
@@ -63,20 +63,33 @@ class Kept:
 
 
 class Batched:
-    """An Ops over tuples of tensors, one for each sequence, each (1, tokens, width).
+    """An Ops over tuples of tensors, each (batch, tokens, width), that knows nothing of what they are.
 
-    ops      one for each sequence, as each has a cache; they share weights that are Kept
-    pool     computes the sequences side by side
-    skipped  linears that are not computed but give nothing: the head, where nobody wants logits
+    new_ops  makes an ops: each place in a tuple has one of its own, as each has a cache
+    pool     computes the places side by side
+    skipped  linears that give back their input: the head, whose logits for all tokens would not fit into memory
+    branch   (input of the first place, names) -> one more place for the output of that linear, or None. Values from
+             before a branch have no such place: there, the first one's value stands.
     """
 
-    def __init__(self, ops: Sequence[TorchOps], pool: ThreadPoolExecutor, skipped: Collection[str] = ()) -> None:
-        self._ops = ops
+    def __init__(
+        self,
+        new_ops: Callable[[int], TorchOps],
+        pool: ThreadPoolExecutor,
+        skipped: Collection[str] = (),
+        branch: Callable[[Tensor, tuple[str, ...]], Tensor | None] | None = None,
+    ) -> None:
+        self._new_ops = new_ops
+        self._ops: list[TorchOps] = []
         self._pool = pool
         self._skipped = skipped
+        self._branch = branch
 
-    def _each(self, compute: Callable[..., _Result], *values: Sequence[Tensor]) -> tuple[_Result, ...]:
-        return tuple(self._pool.map(compute, self._ops, *values))
+    def _each(self, compute: Callable[..., _Result], *values: Batch) -> tuple[_Result, ...]:
+        count = max(map(len, values))
+        self._ops += [self._new_ops(index) for index in range(len(self._ops), count)]
+        filled = [value + value[:1] * (count - len(value)) for value in values]
+        return tuple(self._pool.map(compute, self._ops[:count], *filled))
 
     def embed(self, tokens: Batch, name: str) -> Batch:
         """See Ops."""
@@ -85,8 +98,10 @@ class Batched:
     def linear(self, x: Batch, names: tuple[str, ...]) -> Batch:
         """See Ops."""
         if names[0] in self._skipped:
-            return tuple(part[..., :0] for part in x)
-        return self._each(lambda ops, part: ops.linear(part, names), x)
+            return x
+        result = self._each(lambda ops, part: ops.linear(part, names), x)
+        more = None if self._branch is None else self._branch(x[0], names)
+        return result if more is None else (*result, more)
 
     def rms_norm(self, x: Batch, name: str, epsilon: float) -> Batch:
         """See Ops."""

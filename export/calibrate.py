@@ -8,7 +8,7 @@ layer's weights, and the sums of one layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -29,7 +29,7 @@ from .batched import Batch, Batched, Kept, one_thread_each
 from .calibration_store import CalibrationStore
 from .config import ModelConfig
 from .decoder import decoder
-from .folded import Array, FoldedWeights, Names, exact_factors
+from .folded import Array, FoldedWeights, Names, Overlay, exact_factors, source_weight
 from .folds import Fold, find_folds
 from .inventory import take_inventory
 from .recorder import Recorder
@@ -104,9 +104,9 @@ def _walk(
 ) -> None:
     """Run all sequences through each of several sets of weights: ``hear_input`` gets the first set's, then the next."""
     shared = [Kept(each) for each in weights]
-    ops = [TorchOps(each, config, tokens.shape[1]) for each in shared for _ in tokens]
+    owners = [each for each in shared for _ in tokens]
     batch = tuple(torch.from_numpy(row[None]) for row in tokens) * len(weights)
-    batched = Batched(ops, pool, skipped=(config.head_name,))
+    batched = Batched(lambda index: TorchOps(owners[index], config, tokens.shape[1]), pool, skipped=(config.head_name,))
     decoder(Recorder(batched, lambda name, value: None, hear_input), config, batch)
 
 
@@ -127,11 +127,11 @@ def _find_factors(
             return
         if _factors_name(names) not in store:
             arrays = [part.numpy() for part in inputs]
-            stacked = np.concatenate([_dense(weights, name) for name in names])
+            stacked = np.concatenate([source_weight(weights, name) for name in names])
             group = next(group for name in names if (group := recipe.format_of(name).group))
             factors = column_factors(stacked, second_moments(arrays, arrays, pool), magnitudes(arrays), group)
             norm = plan.folds[names].norm
-            found = factors if norm is None else exact_factors(factors, _dense(weights, norm))
+            found = factors if norm is None else exact_factors(factors, source_weight(weights, norm))
             store.save((_factors_name(names),), {_factors_name(names): found}, {})
         step()
 
@@ -158,7 +158,7 @@ class _Solver:
     ) -> None:
         self._plan, self._folded, self._recipe = plan, folded, recipe
         self._store, self._pool, self._step = store, pool, step
-        self.quantised: Weights = _Overlay(store, folded)
+        self.quantised: Weights = Overlay(store, folded)
 
     def is_finished(self, names: Names) -> bool:
         """Whether the store holds the group."""
@@ -180,7 +180,7 @@ class _Solver:
         tensors: dict[str, CanonicalTensor] = {}
         errors: dict[str, float] = {}
         for form in dict.fromkeys(map(self._recipe.format_of, names)):
-            parts = {n: _dense(self._folded, n) for n in names if self._recipe.format_of(n) == form}
+            parts = {n: source_weight(self._folded, n) for n in names if self._recipe.format_of(n) == form}
             wanted = {name: weight + weight @ change for name, weight in parts.items()} if form.bits else parts
             for name, tensor in self._quantize(wanted, form, hessian).items():
                 tensors[name] = tensor
@@ -205,28 +205,6 @@ class _Solver:
             result[name] = solved.rows(start, start + len(weight))
             start += len(weight)
         return result
-
-
-class _Overlay:
-    """The upper weights, and the lower ones where the upper have none."""
-
-    def __init__(self, upper: Weights, lower: Weights) -> None:
-        self._upper, self._lower = upper, lower
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._lower
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._lower)
-
-    def __getitem__(self, name: str) -> CanonicalTensor:
-        return self._upper[name] if name in self._upper else self._lower[name]
-
-
-def _dense(weights: Weights, name: str) -> Array:
-    tensor = weights[name]
-    assert not isinstance(tensor, QuantizedTensor), f"{name} is a source weight"
-    return np.asarray(tensor, np.float32)
 
 
 def _factors_name(names: Names) -> str:

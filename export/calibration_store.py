@@ -19,15 +19,15 @@ from .checkpoint import Checkpoint
 ALGORITHM = 1  # raise it when the same input gives other integers than before
 
 
-def calibration_key(checkpoint: Checkpoint, recipe: Recipe, tokens: NDArray[np.int64]) -> str:
+def calibration_key(checkpoint: Checkpoint, recipe: Recipe, *tokens: NDArray[np.int64]) -> str:
     """Names everything that a calibration depends on: the model's files, the formats, the tokens, the algorithm."""
     content = {
         "algorithm": ALGORITHM,
         "files": {path.name: hash_file(path).sha256 for path in checkpoint.files},
         "config": dict(checkpoint.config),
         "recipe": recipe.to_json() | {"name": "", "thresholds": {}},
-        "tokens": hashlib.sha256(np.ascontiguousarray(tokens).data).hexdigest(),
-        "shape": list(tokens.shape),
+        "tokens": [hashlib.sha256(np.ascontiguousarray(each).data).hexdigest() for each in tokens],
+        "shapes": [list(each.shape) for each in tokens],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 

@@ -56,3 +56,26 @@ def exact_factors(factors: Array, norm: Array) -> Array:
     divided = (norm / factors).astype(np.float16).astype(np.float32)
     usable = np.isfinite(divided) & (divided != 0)
     return np.divide(norm, divided, out=np.ones_like(norm), where=usable)
+
+
+class Overlay:
+    """The upper weights, and the lower ones where the upper have none."""
+
+    def __init__(self, upper: Weights | Mapping[str, CanonicalTensor], lower: Weights) -> None:
+        self._upper, self._lower = upper, lower
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._lower
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._lower)
+
+    def __getitem__(self, name: str) -> CanonicalTensor:
+        return self._upper[name] if name in self._upper else self._lower[name]
+
+
+def source_weight(weights: Weights, name: str) -> Array:
+    """A tensor of a model that is not quantised, as float32."""
+    tensor = weights[name]
+    assert not isinstance(tensor, QuantizedTensor), f"{name} is a source weight"
+    return np.asarray(tensor, np.float32)

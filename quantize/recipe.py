@@ -33,7 +33,7 @@ class Format:
 
 
 _TABLES = ("model.embed_tokens.weight", "lm_head.weight")
-METHODS = ("rtn", "calibrated")
+METHODS = ("rtn", "calibrated", "tuned")
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class Recipe:
     """Formats of a model's weights.
 
     method      how the integers of linears are chosen: "rtn" rounds each weight to nearest, "calibrated" chooses
-                them together, for the inputs that each layer sees when the model reads a text
+                them together, for the inputs that each layer sees when the model reads a text, "tuned" then trains
+                scales and norms on the source model's predictions
     linear      of every linear layer
     embedding   of the embedding table and the head (which is the same table in a tied model)
     overrides   name pattern (shell style, over checkpoint names) -> format; the last match wins
@@ -80,6 +81,8 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe("int4", Format("int4", 32), _INT8, method="calibrated"),
         Recipe("int4-g64", Format("int4", 64), _INT8, method="calibrated"),
         Recipe("int4-g128", Format("int4", 128), _INT8, method="calibrated"),
+        Recipe("int4-tuned", Format("int4", 32), _INT8, method="tuned"),
+        Recipe("int4-g64-tuned", Format("int4", 64), _INT8, method="tuned"),
         Recipe("int4-rtn", Format("int4", 32), _INT8),
         Recipe("int4-g64-rtn", Format("int4", 64), _INT8),
         Recipe("int4-g128-rtn", Format("int4", 128), _INT8),
@@ -98,7 +101,7 @@ def load_recipe(name: str) -> Recipe:
     """A built-in recipe by name, or a recipe from a .toml file.
 
         base = "int4"                       # a built-in recipe to start from
-        method = "rtn"                      # or "calibrated"
+        method = "rtn"                      # or "calibrated", "tuned"
         embedding = { kind = "int8" }       # or linear = ...
         [overrides]
         "model.layers.0.*" = { kind = "int8" }
@@ -129,7 +132,7 @@ def parse_recipe(content: Mapping[str, Any], name: str) -> Recipe:
         raise InputError(f"recipe {name}: no built-in recipe {content['base']!r}; there are {', '.join(RECIPES)}")
     method = content.get("method", base.method)
     if method not in METHODS:
-        raise InputError(f"recipe {name}: method must be {' or '.join(METHODS)}, it is {method!r}")
+        raise InputError(f"recipe {name}: method must be {', '.join(METHODS)}, it is {method!r}")
     overrides, thresholds = content.get("overrides", {}), content.get("thresholds", {})
     if not isinstance(overrides, Mapping) or not isinstance(thresholds, Mapping):
         raise InputError(f"recipe {name}: overrides and thresholds must be tables")

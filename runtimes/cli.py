@@ -124,7 +124,7 @@ def main() -> None:
     "--recipe",
     default="int4",
     show_default=True,
-    help="int4, int4-g64, int4-g128, int8 (each also with -rtn), fp16, fp32, or a .toml.",
+    help="int4, int4-g64, int4-g128, int8 (each also with -rtn), int4-tuned, int4-g64-tuned, fp16, fp32, or a .toml.",
 )
 @click.option(
     "--calibration",

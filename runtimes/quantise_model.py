@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from ..export.config import ModelConfig
 from ..export.fetch import cache_folder
 from ..quantize.recipe import Recipe
 from ..quantize.store import CanonicalFile, save_canonical
-from .calibration import cut_sequences, read_calibration_text
+from .calibration import TUNING_LENGTH, TUNING_SEQUENCES, cut_sequences, read_calibration_text
 from .judge import CheckpointWeights
 from .progress import Progress
 from .tokenizer import Tokenizer
@@ -24,18 +24,24 @@ from .tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint with its configuration, and the tokens to calibrate on."""
+    """A checkpoint with its configuration, and the tokens to calibrate on and to tune on, int64 (sequences, tokens)."""
 
     checkpoint: Checkpoint
     config: ModelConfig
     calibration: NDArray[np.int64]
+    tuning: NDArray[np.int64]
 
 
 def open_source(checkpoint: Checkpoint, config: ModelConfig, calibration: Path | None) -> Source:
     """Read the calibration text (None: the one that ships) as the model's tokens; raises InputError if it cannot be."""
     tokenizer = Tokenizer(checkpoint.tokenizer_files()["tokenizer.json"].decode("utf-8"))
-    text = read_calibration_text(calibration)
-    return Source(checkpoint, config, cut_sequences(text, tokenizer, config.max_position_embeddings))
+    text, longest = read_calibration_text(calibration), config.max_position_embeddings
+    return Source(
+        checkpoint,
+        config,
+        calibration=cut_sequences(text, tokenizer, longest),
+        tuning=cut_sequences(text, tokenizer, longest, TUNING_SEQUENCES, TUNING_LENGTH),
+    )
 
 
 def write_canonical(
@@ -56,6 +62,9 @@ def write_canonical(
             step()
 
         save_canonical(path, quantize_checkpoint(source.checkpoint, names, recipe, report, calibrated))
+    if recipe.method == "tuned":
+        tuned, before = _tune(source, recipe, CanonicalFile(path), progress), CanonicalFile(path)
+        save_canonical(path, ((name, tuned[name] if name in tuned else before[name]) for name in before))
     return CanonicalFile(path), errors
 
 
@@ -63,10 +72,24 @@ def _calibrate(source: Source, recipe: Recipe, progress: Progress) -> Calibratio
     """Choose the integers of the linears for the calibration text; what was done before is taken from the cache."""
     from ..export.calibrate import calibrate, calibration_steps, plan_calibration
 
-    key = calibration_key(source.checkpoint, recipe, source.calibration)
+    key = calibration_key(source.checkpoint, replace(recipe, method="calibrated"), source.calibration)
     store = CalibrationStore(cache_folder() / "calibration" / key)
     steps = calibration_steps(plan_calibration(source.config, recipe))
     with progress(f"Calibrating {recipe.name} on {source.calibration.size} tokens", steps) as step:
         weights = CheckpointWeights(source.checkpoint)
         calibrate(weights, source.config, recipe, source.calibration, store, step, os.cpu_count() or 1)
+    return store
+
+
+def _tune(source: Source, recipe: Recipe, weights: CanonicalFile, progress: Progress) -> CalibrationStore:
+    """Train scales and norms of calibrated weights; what was done before is taken from the cache."""
+    from ..export.tune import tune, tuning_steps
+
+    key = calibration_key(source.checkpoint, recipe, source.calibration, source.tuning)
+    store = CalibrationStore(cache_folder() / "calibration" / key)
+    if not any(True for _ in store):
+        with progress(f"Tuning on {source.tuning.size} tokens", tuning_steps(len(source.tuning))) as step:
+            threads = os.cpu_count() or 1
+            teacher = CheckpointWeights(source.checkpoint)
+            store.save(("tuned",), tune(teacher, weights, source.config, source.tuning, step, threads), {})
     return store

@@ -10,6 +10,7 @@ from pocketlm.export.calibration_store import CalibrationStore
 from pocketlm.export.config import parse_config
 from pocketlm.export.folds import Fold, find_folds
 from pocketlm.export.to_torch import reference_logits
+from pocketlm.export.tune import tune
 from pocketlm.quantize.awq import column_factors
 from pocketlm.quantize.calibrated import quantize_for_inputs
 from pocketlm.quantize.gptq import damped, factorize, gptq_codes
@@ -255,3 +256,35 @@ def test_the_texts_that_ship_do_not_overlap():
 
     calibration, prose = read_calibration_text(None), read_prose()
     assert not any(prose[start : start + 60] in calibration for start in range(0, len(prose) - 60, 60))
+
+
+def test_tuning_brings_the_model_closer_and_keeps_the_codes(model, tmp_path):
+    """A little here: random weights have no structure that scales alone could restore."""
+    config, weights = model
+    store = run(model, tmp_path)
+    calibrated = dict(weights) | {name: store[name] for name in store}
+    tokens, unseen = token_ids(96, 48, seed=2), token_ids(seed=1)
+    tuned = tune(weights, calibrated, config, tokens, lambda: None, threads=2, learning_rate=5e-3)
+    source = reference_logits(weights, config, unseen)
+    before = deviation(source, reference_logits(calibrated, config, unseen)).kl
+    after = deviation(source, reference_logits(calibrated | tuned, config, unseen)).kl
+    assert after < 0.98 * before
+    for name, tensor in tuned.items():
+        if isinstance(tensor, QuantizedTensor):
+            assert np.array_equal(tensor.codes, store[name].codes)
+            assert np.array_equal(to_scale_grid(tensor.scales), tensor.scales)
+        else:
+            assert tensor.dtype == np.float16
+    again = tune(weights, calibrated, config, tokens, lambda: None, threads=1, learning_rate=5e-3)
+    assert equal(tuned, again)
+
+
+def test_gradients_of_scales_are_those_of_finite_differences(model, tmp_path):
+    import torch
+    from pocketlm.export.tune import _ScaledLinear
+
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(-8, 8, (6, 64), generator=generator).to(torch.int8)
+    scales = torch.rand((6, 2), generator=generator, dtype=torch.float64, requires_grad=True)
+    x = torch.randn((1, 5, 64), generator=generator, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda a, b: _ScaledLinear.apply(a, codes, b, torch.float64), (x, scales))

@@ -26,6 +26,12 @@ def bundle(tmp_path_factory, tiny_folder):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """Calibrations of tiny models are not kept among the user's."""
+    monkeypatch.setenv("POCKETLM_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 def message(capsys):
     """What a failed command said: one line."""
     lines = capsys.readouterr().err.strip().splitlines()

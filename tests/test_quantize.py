@@ -153,4 +153,4 @@ def test_unknown_recipe_names_what_there_is():
     with pytest.raises(InputError, match=r"no recipe 'int5'; there are int4, int4-g64"):
         load_recipe("int5")
     sizes = ("int4", "int4-g64", "int4-g128", "int8")
-    assert set(RECIPES) == {*sizes, *(f"{size}-rtn" for size in sizes), "fp16", "fp32"}
+    assert set(RECIPES) == {*sizes, *(f"{size}-rtn" for size in sizes), "int4-tuned", "int4-g64-tuned", "fp16", "fp32"}
