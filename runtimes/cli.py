@@ -15,6 +15,7 @@ from .cli_bench import bench_command
 from .cli_chat import chat_command, index_command
 from .cli_eval import eval_command
 from .cli_export import export_command, fetch_command, inspect_command
+from .cli_serve import serve_command
 from .cli_shared import TARGET_NAMES, examples
 from .cli_verify import verify_command
 
@@ -94,6 +95,7 @@ for _command in (
     eval_command,
     chat_command,
     index_command,
+    serve_command,
     bench_command,
     inspect_command,
     fetch_command,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -63,9 +63,11 @@ def generate(
     max_new_tokens: int,
     stop_tokens: Collection[int],
     cached: list[int] | None = None,
+    observe: Callable[[int, NDArray[np.float32]], None] | None = None,
 ) -> Iterator[Piece]:
     """Answer a prompt; the last piece has the reason for the end, and the timing.
 
+    ``observe`` is told each chosen token and the logits it was chosen from (vocab_size,), which it must not keep.
     ``cached`` lists the tokens in the session's cache and is kept up to date: pass the same list for each turn of a
     conversation, and only what is new of a prompt is run. Without it the session starts anew.
 
@@ -83,6 +85,8 @@ def generate(
     first = paused = 0.0
     while True:
         token = sample(logits, sampling, history, random)
+        if observe is not None:
+            observe(token, logits)
         history.append(token)
         now = perf_counter()
         first = first or now
