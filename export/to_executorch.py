@@ -73,7 +73,8 @@ def write_executorch(
 
 def _check_kernels(names: Sequence[str]) -> None:
     unexpected = sorted({name.partition(".")[0] for name in names} - set(KERNELS))
-    assert not unexpected, f"operations outside XNNPACK: {unexpected}"
+    if unexpected:
+        raise RuntimeError(f"operations fell out of XNNPACK: {', '.join(unexpected)}")
 
 
 def _constant_methods(
@@ -112,14 +113,6 @@ def _check_formats(config: ModelConfig, weights: Weights) -> None:
             raise InputError(f"{name}: ExecuTorch needs int8 with one scale for each row; use int8 without groups")
 
 
-def tied_table_bytes(config: ModelConfig, weights: Weights) -> int:
-    """Bytes that a tied table costs a second time, because embedding and head cannot read the same ones; mostly 0."""
-    table = weights[config.head_name]
-    if not config.tie_word_embeddings or not isinstance(table, QuantizedTensor) or table.bits == 8:
-        return 0
-    return int(table.codes.size // 2 + table.scales.size * 2)
-
-
 class Dequantized:
     """Weights with every quantised tensor as the float32 it stands for."""
 
@@ -137,4 +130,4 @@ class Dequantized:
         return weight.dequantize() if isinstance(weight, QuantizedTensor) else np.asarray(weight, np.float32)
 
 
-__all__ = ["KERNELS", "MODEL_FILE", "Dequantized", "tied_table_bytes", "write_executorch"]
+__all__ = ["KERNELS", "MODEL_FILE", "Dequantized", "write_executorch"]

@@ -24,14 +24,16 @@ def exact_logits(folder: Path, config: ModelConfig, tokens: NDArray[np.int64]) -
     run with them as float32. It is as large as the model in float32, on disk and in memory, while this runs.
     """
     weights = Dequantized(read_back(folder, config).weights)
+    logits = np.empty((*tokens.shape, config.vocab_size), np.float32)
     with TemporaryDirectory() as scratch:
         write_executorch(Path(scratch), config, weights, tokens.shape[1], every_token=True)
         session = ExecuTorchSession(Path(scratch))
-        rows = []
-        for sequence in tokens.tolist():
+        for row, sequence in zip(logits, tokens.tolist(), strict=True):
             session.reset()
-            rows.append(np.concatenate([session.run_all(part) for part in parts_of(sequence)]))
-    return np.stack(rows)
+            for part in parts_of(sequence):
+                start = session.position
+                row[start : start + len(part)] = session.run_all(part)
+    return logits
 
 
 def locate(folder: Path, config: ModelConfig, weights: Weights, tokens: NDArray[np.int64]) -> str:

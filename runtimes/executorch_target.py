@@ -67,7 +67,14 @@ def _exactness(config: ModelConfig, weights: Weights) -> Mapping[str, float]:
     return one_layer_exactness(config, weights)
 
 
+def _remarks(folder: Path) -> tuple[str, ...]:
+    from ..export.executorch_file import MODEL_FILE
+    from .pte_report import remarks
+
+    return remarks(folder / MODEL_FILE)
+
+
 EXECUTORCH = Target(
     "executorch", _write, _read_back, _open, _exact, _emulate, executorch_session.version, _locate,
-    exactness=_exactness, limits={"runtime.noise_floors": 1.5},
+    exactness=_exactness, limits={"runtime.noise_floors": 1.5}, remarks=_remarks,
 )  # fmt: skip

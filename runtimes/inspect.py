@@ -87,7 +87,7 @@ def _inspect_onnx(path: Path) -> dict[str, Any]:
 
 
 def _inspect_pte(path: Path) -> dict[str, Any]:
-    from .pte_file import inspect_pte
+    from .pte_report import inspect_pte
 
     report = inspect_pte(path)
     return {
@@ -95,9 +95,11 @@ def _inspect_pte(path: Path) -> dict[str, Any]:
         "file_bytes": report.file_bytes,
         "backends": dict(report.backends),
         "delegated": dict(report.delegated),
-        "kernels": dict(report.kernels),
+        "left_to_kernels": dict(report.kernels),
+        "unexpected_there": list(report.unexpected),
         "weights_bytes": dict(report.weights),
-        "planned_bytes": report.planned_bytes,
+        "stored_twice_bytes": report.twice_bytes,
+        "memory_plan_bytes": dict(report.memory),
         "constant_methods": dict(report.constant_methods),
     }
 

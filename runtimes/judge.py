@@ -152,7 +152,7 @@ def judge(
         total=None if errors is None else errors.total,
         failures=failures,
         evaluated_by=target.evaluated_by(),
-        notes=target.notes,
+        notes=target.notes + (() if target.remarks is None else target.remarks(folder)),
         lint=() if target.lint is None else target.lint(folder),
         size_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
         seconds=round(time.perf_counter() - started, 2),

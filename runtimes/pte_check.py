@@ -60,13 +60,21 @@ def _check_plan(pte: Pte, plan: Mapping[str, Any]) -> None:
         _must(0 <= index < len(values), f"no value {index}")
     for chain in plan["chains"]:
         for instruction in chain["instructions"]:
-            call = instruction["instr_args"]
-            _must(min(call["args"]) >= 0, f"arguments {call['args']}")
-            kinds = [_KINDS[values[index]["type"]] for index in call["args"]]
-            wanted: Sequence[str] = ("T",) * len(kinds)
-            if call["type"] == "KernelCall":
-                wanted = SIGNATURES[plan["operators"][call["op_index"]]["name"]]
-            _must(all(kind in want for kind, want in zip(kinds, wanted, strict=True)), f"arguments {kinds}")
+            _check_call(plan, instruction["instr_args"])
+
+
+def _check_call(plan: Mapping[str, Any], call: Mapping[str, Any]) -> None:
+    """Its arguments are of the types that it takes."""
+    _must(min(call["args"]) >= 0, f"arguments {call['args']}")
+    values = [plan["values"][index]["val"] for index in call["args"]]
+    kinds = [_KINDS[value["type"]] for value in values]
+    name = plan["operators"][call["op_index"]]["name"] if call["type"] == "KernelCall" else "delegate"
+    wanted = SIGNATURES[name] if call["type"] == "KernelCall" else ["T"] * len(kinds)
+    _must(all(kind in want for kind, want in zip(kinds, wanted, strict=True)), f"{name} of {kinds}")
+    if name == "llama::update_cache":
+        new, cache = values[:2]
+        same = new["scalar_type"] == cache["scalar_type"] and new["sizes"][2:] == cache["sizes"][2:]
+        _must(same and len(new["sizes"]) == len(cache["sizes"]) == 4, f"{new['sizes']} into a cache {cache['sizes']}")
 
 
 def _check_tensor(pte: Pte, plan: Mapping[str, Any], tensor: Mapping[str, Any]) -> None:

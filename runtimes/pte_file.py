@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,9 @@ _HEADER = struct.Struct("<4sIQQQ")  # magic, length, size of program, start of s
 _XNN_HEADER = struct.Struct("<4s4sHIIIQ")
 DTYPES = {"FLOAT": np.float32, "HALF": np.float16, "CHAR": np.int8, "BYTE": np.uint8, "LONG": np.int64}
 XNNPACK = "XnnpackBackend"
+_CONTRADICTIONS = (
+    LookupError, ArithmeticError, TypeError, ValueError, AttributeError, AssertionError, StopIteration,
+)  # fmt: skip
 
 
 @functools.lru_cache(maxsize=1)
@@ -38,7 +40,7 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (LookupError, TypeError, ValueError, AttributeError, AssertionError, StopIteration) as error:
+    except _CONTRADICTIONS as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise InputError(f"{path}: the file is damaged, export the model again ({reason})") from error
 
@@ -50,27 +52,6 @@ class Graph:
     nodes: list[dict[str, Any]]
     values: Mapping[int, dict[str, Any]]
     data: list[NDArray[np.uint8]]
-
-
-@dataclass(frozen=True)
-class PteReport:
-    """What ``inspect`` says about a .pte.
-
-    backends          delegates by the name of their backend
-    delegated         operations inside XNNPACK, with their numbers
-    kernels           operations left to the runtime's kernels, with their numbers
-    weights           bytes stored, by type; a table that two operations share counts once
-    planned_bytes     memory that the runtime reserves for values and caches
-    constant_methods  what the methods without instructions answer
-    """
-
-    file_bytes: int
-    backends: Mapping[str, int]
-    delegated: Mapping[str, int]
-    kernels: Mapping[str, int]
-    weights: Mapping[str, int]
-    planned_bytes: int
-    constant_methods: Mapping[str, list[int | bool | float | str]]
 
 
 class Pte:
@@ -211,54 +192,3 @@ class Pte:
         if not 0 <= index < len(operators):
             raise self._damaged(f"there is no kernel {index}")
         return str(operators[index]["name"])
-
-
-def inspect_pte(path: Path) -> PteReport:
-    """What is in the file; raises InputError if it cannot be read."""
-    with reading(path):
-        return _report(Pte(path), path.stat().st_size)
-
-
-def _report(pte: Pte, file_bytes: int) -> PteReport:
-    calls = [call for call in pte.instructions() if call["type"] == "KernelCall"]
-    delegates = [delegate["id"] for delegate in pte.plan["delegates"]]
-    graphs = [pte.graph(index) for index, name in enumerate(delegates) if name == XNNPACK]
-    return PteReport(
-        file_bytes=file_bytes,
-        backends=Counter(delegates),
-        delegated=Counter(node["type"] for graph in graphs for node in graph.nodes),
-        kernels=Counter(pte.kernel_name(call["op_index"]) for call in calls),
-        weights=_stored_bytes(pte, graphs),
-        planned_bytes=sum(pte.plan["non_const_buffer_sizes"]),
-        constant_methods={
-            plan["name"]: [_plain(plan["values"][index]["val"]) for index in plan["outputs"]]
-            for plan in pte.program["execution_plan"]
-            if not any(chain["instructions"] for chain in plan["chains"])
-        },
-    )
-
-
-def _plain(value: dict[str, Any]) -> Any:
-    return next(content for key, content in value.items() if key != "type")
-
-
-def _stored_bytes(pte: Pte, graphs: list[Graph]) -> dict[str, int]:
-    """Bytes of constants by type, each place in the file once."""
-    places: dict[int, tuple[str, int]] = {}
-    for index, value in enumerate(pte.plan["values"]):
-        content = value["val"]
-        if content and content["type"] == "Tensor" and content["data_buffer_idx"]:
-            array = pte.constant(index)
-            places[array.ctypes.data] = (f"{array.dtype}", array.nbytes)
-    for graph in graphs:
-        for value in graph.values.values():
-            data, parameters = graph.data[value["constant_buffer_idx"]], value["quant_params"]
-            if value["constant_buffer_idx"]:
-                places.setdefault(data.ctypes.data, (value["datatype"].removeprefix("xnn_datatype_"), len(data)))
-            if parameters and parameters.get("scale_buffer_idx"):
-                scales = graph.data[parameters["scale_buffer_idx"]]
-                places.setdefault(scales.ctypes.data, ("scales", len(scales)))
-    totals: Counter[str] = Counter()
-    for name, size in places.values():
-        totals[name] += size
-    return dict(totals)

@@ -80,6 +80,7 @@ class Target:
     limits        changes to the limits of ``thresholds``
     locate        (folder, config, weights, token ids) -> one line that names the first operation that deviates
     notes         what a reader of the certificate must know
+    remarks       (folder) -> the same of this artifact
     lint          (folder) -> one line for each construct known to be slow or to fail on a device, with its source
     """
 
@@ -94,4 +95,5 @@ class Target:
     exactness: Callable[[ModelConfig, Weights], Mapping[str, float]] | None = None
     limits: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    remarks: Callable[[Path], tuple[str, ...]] | None = None
     lint: Callable[[Path], tuple[str, ...]] | None = None

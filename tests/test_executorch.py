@@ -8,10 +8,10 @@ import pytest
 from executorch_models import CONTEXT, RECIPES, model, source, token_ids, write
 from pocketlm.errors import InputError
 from pocketlm.export.inventory import take_inventory
-from pocketlm.export.to_executorch import tied_table_bytes, write_executorch
+from pocketlm.export.to_executorch import write_executorch
 from pocketlm.quantize.tensor import QuantizedTensor, same
-from pocketlm.runtimes.pte_file import inspect_pte
 from pocketlm.runtimes.pte_reader import read_back
+from pocketlm.runtimes.pte_report import inspect_pte, remarks
 from pocketlm.runtimes.target import Target
 
 pytest.importorskip("executorch")
@@ -71,13 +71,17 @@ def test_codes_scales_and_constants_are_read_back_bit_for_bit(tmp_path, recipe, 
 
 def test_a_tied_table_is_stored_once_where_both_kernels_read_the_same_bytes(tmp_path):
     for recipe, per_value in (("int8", 1), ("fp16", 2), ("fp32", 4)):
-        config, weights = write(tmp_path, recipe)
+        config, _ = write(tmp_path, recipe)
         once = (tmp_path / "model.pte").stat().st_size
-        assert tied_table_bytes(config, weights) == 0
         write(tmp_path, recipe, tied=False)
         table = config.vocab_size * config.hidden_size * per_value
         assert 0.9 * table < (tmp_path / "model.pte").stat().st_size - once < 1.2 * table
-    assert tied_table_bytes(*model("int4 table")) == 512 * 64 // 2 + 512 * 2 * 2
+        assert inspect_pte(tmp_path / "model.pte").twice_bytes == 0
+    write(tmp_path, "int4 table")
+    twice = 512 * 64 // 2 + 512 * 2 * 2
+    assert inspect_pte(tmp_path / "model.pte").twice_bytes == twice
+    (line,) = remarks(tmp_path / "model.pte")
+    assert f"stored twice, {twice / 1e6:.1f} MB more" in line
 
 
 def test_a_program_shares_the_memory_of_values_that_do_not_meet(tmp_path):
@@ -85,7 +89,10 @@ def test_a_program_shares_the_memory_of_values_that_do_not_meet(tmp_path):
     attention = config.attention
     caches = 2 * config.num_hidden_layers * CONTEXT * attention.kv_width * 4
     values = CONTEXT * 4 * (6 * attention.query_width)
-    assert caches < inspect_pte(tmp_path / "model.pte").planned_bytes < caches + values
+    memory = inspect_pte(tmp_path / "model.pte").memory
+    assert memory["caches"] == caches
+    assert 0 < memory["values"] < values
+    assert memory["total"] == caches + memory["values"]
 
 
 def test_everything_but_what_xnnpack_lacks_is_delegated(tmp_path):
@@ -97,7 +104,7 @@ def test_everything_but_what_xnnpack_lacks_is_delegated(tmp_path):
         "quantized_decomposed::embedding_byte", "llama::update_cache", "llama::custom_sdpa",
     }  # fmt: skip
     assert report.weights["int8"] == 512 * 64
-    assert report.weights["qbint4"] == 2 * 64 * (256 + 128 + 3 * 192) // 2
+    assert report.weights["int4"] == 2 * 64 * (256 + 128 + 3 * 192) // 2
     assert report.constant_methods["get_max_context_len"] == [CONTEXT]
 
 
