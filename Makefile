@@ -39,7 +39,7 @@ demo: $(VENV)/.installed-all $(BUNDLE)/pocketlm.json
 
 $(BUNDLE)/pocketlm.json: $(VENV)/.installed-all
 	$(BIN)/pocketlm fetch $(MODEL)
-	$(BIN)/pocketlm export $(MODEL) -o $(BUNDLE) --recipe int4-rtn --to onnx executorch coreml --overwrite
+	$(BIN)/pocketlm export $(MODEL) -o $(BUNDLE) --recipe int4-rtn --to onnx executorch coreml --overwrite >/dev/null
 
 test: $(VENV)/.installed-dev lint types swift
 	$(BIN)/python -m pytest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -107,8 +108,8 @@ def export(
             opened = _fit(opened, budget, folder, progress)
         weights, errors = write_canonical(opened.source, opened.recipe, folder / _CANONICAL_FILE, progress)
         fingerprints = {name: fingerprint(weights[name]) for name in weights}
-        _lower(opened, targets, folder, coreml_shapes, progress)
-        certificate = _verify(opened, targets, folder, fingerprints, progress)
+        seconds = _lower(opened, targets, folder, coreml_shapes, progress)
+        certificate = _with_times(_verify(opened, targets, folder, fingerprints, progress), seconds)
         (folder / _CANONICAL_FILE).unlink()
         with progress("Hashing the files"):
             write_manifest(folder, _manifest(opened, folder, fingerprints, errors, certificate, notes))
@@ -167,16 +168,29 @@ def _write_texts(model: _Model, folder: Path) -> tuple[str, ...]:
     return ()
 
 
-def _lower(model: _Model, targets: Sequence[Target], folder: Path, coreml_shapes: str, progress: Progress) -> None:
-    """Write every target's artifact."""
+def _lower(
+    model: _Model, targets: Sequence[Target], folder: Path, coreml_shapes: str, progress: Progress
+) -> dict[str, float]:
+    """Write every target's artifact; the seconds that each took."""
     weights = CanonicalFile(folder / _CANONICAL_FILE)
     details = _details(model, coreml_shapes)
+    seconds = {}
     for target in targets:
+        started = time.perf_counter()
         with progress(f"Writing {target.name}"):
             (folder / target.name).mkdir()
             target.write(folder / target.name, model.config, weights, model.context, details)
+        seconds[target.name] = round(time.perf_counter() - started, 2)
     if any(target.name == "onnx" for target in targets):
         _write_genai_files(model, folder)
+    return seconds
+
+
+def _with_times(certificate: Certificate, seconds: Mapping[str, float]) -> Certificate:
+    """The certificate with the time that writing each artifact took."""
+    return Certificate(
+        {name: replace(target, write_seconds=seconds[name]) for name, target in certificate.targets.items()}
+    )
 
 
 def _details(model: _Model, coreml_shapes: str) -> Details:

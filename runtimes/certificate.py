@@ -48,7 +48,7 @@ class TargetCertificate:
     evaluated_by        what ran the artifact
     notes               what a reader must know to understand the figures
     lint                constructs known to be slow or to fail on a device, with their sources
-    size_bytes          of the artifact; ``seconds`` the time its verification took
+    size_bytes          of the artifact; ``seconds`` is the time that verifying it took, ``write_seconds`` writing it
     exactness           of single operations, where the target runs them apart
     None where a thing was not measured: quantization and total without the source model, conversion where the runtime
     cannot compute with fp32 activations.
@@ -69,6 +69,7 @@ class TargetCertificate:
     lint: tuple[str, ...] = ()
     size_bytes: int = 0
     seconds: float = 0.0
+    write_seconds: float | None = None
     exactness: Exactness | None = None
 
     @property

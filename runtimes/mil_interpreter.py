@@ -7,6 +7,7 @@ the same operations differs from it by their own rounding, and only a device can
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from .mil_package import Constant, Key, MilFunction, MilPackage, Step
 Array = NDArray[Any]
 State = dict[str, Array]
 
+_LARGEST = 1 << 30  # numbers in one value; logits of a chunk over the largest vocabulary are a hundredth of it
 _LARGE = 1 << 16  # values; constants below are kept in float32 from the start
 
 
@@ -90,6 +92,8 @@ class Interpreter:
                         f"{self.package.path}: operation {step.kind} ({step.name}) is not one that pocketlm writes, "
                         "and its interpreter does not know it"
                     )
+                if any(prod(shape) > _LARGEST for shape in step.shapes if -1 not in shape):
+                    raise InputError(f"{self.package.path}: {step.name} makes more numbers than any model of a phone")
             self._plans[name] = _Plan(function)
         return self._plans[name]
 

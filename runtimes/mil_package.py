@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..quantize.store import Dense
 from ..quantize.tensor import QuantizedTensor
+
+_WEIGHTS_FILE = "@model_path/weights/weight.bin"
 
 Key = tuple[int, ...]  # where a constant's parts begin in weight.bin: equal for functions that share it
 
@@ -90,6 +93,7 @@ class MilPackage:
         if not path.is_dir():
             raise InputError(f"{path} is missing; export the model again with --to coreml")
         try:
+            _check_manifest(path / "Manifest.json")
             self.spec: Any = tools.utils.load_spec(str(path))
         except Exception as error:  # protobuf's and the package library's errors have no common class
             raise InputError(f"{path}: not a readable package ({_reason(error)}); export it again") from error
@@ -142,6 +146,14 @@ class MilPackage:
         return _convert(name, program.functions[name], keys, known)
 
 
+def _check_manifest(path: Path) -> None:
+    """Raise ValueError if the package's manifest leads out of the package."""
+    for item in json.loads(path.read_text(encoding="utf-8"))["itemInfoEntries"].values():
+        place = PurePosixPath(item["path"])
+        if place.is_absolute() or ".." in place.parts:
+            raise ValueError(f"its manifest names {item['path']}, outside the package")
+
+
 def _reason(error: Exception) -> str:
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
@@ -155,7 +167,11 @@ def _blob_keys(function: Any) -> dict[str, Key]:
         values = list(operation.attributes.values())
         for argument in operation.inputs.values():
             values += [part.value for part in argument.arguments if part.WhichOneof("binding") == "value"]
-        offsets = tuple(v.blobFileValue.offset for v in values if v.WhichOneof("value") == "blobFileValue")
+        blobs = [value.blobFileValue for value in values if value.WhichOneof("value") == "blobFileValue"]
+        elsewhere = [blob.fileName for blob in blobs if blob.fileName != _WEIGHTS_FILE]
+        if elsewhere:  # the loader looks at the last part of a path only, Core ML at all of it
+            raise ValueError(f"a constant lies in {elsewhere[0]}")
+        offsets = tuple(blob.offset for blob in blobs)
         if offsets:
             keys[operation.outputs[0].name] = tuple(sorted(offsets))
     return keys

@@ -67,6 +67,7 @@ _ROWS: tuple[tuple[str, _Cell, bool], ...] = (
     ("total          KL", lambda target: _kl(target.total), False),
     ("  same top token", lambda target: _top1(target.total), False),
     ("  perplexity", lambda target: _perplexity(target.total), True),
+    ("written in", lambda target: "-" if target.write_seconds is None else f"{target.write_seconds:.1f} s", False),
     ("verified in", lambda target: f"{target.seconds:.1f} s", False),
     ("verdict", lambda target: "passed" if target.passed else "FAILED", False),
 )

@@ -168,8 +168,10 @@ def _with_known(certificate: TargetCertificate, known: Mapping[str, Any], name: 
     before = known.get("targets", {}).get(name, {})
     if certificate.runtime is None or not before:
         return certificate
+    written = before.get("write_seconds")
     return replace(
         certificate,
+        write_seconds=written if isinstance(written, (int, float)) else None,
         quantization=error_from_json(before.get("quantization")),
         total=error_from_json(before.get("total")),
         notes=(*certificate.notes, "quantization and total are those measured at export; give --reference to repeat"),

@@ -198,3 +198,50 @@ def test_damaged_files_are_refused_in_one_line(damaged):
     shutil.rmtree(damaged / "model.mlpackage")
     with pytest.raises(InputError, match=r"is missing; export the model again with --to coreml"):
         differences(damaged)
+
+
+def test_a_package_without_a_manifest_or_with_one_that_leads_out_of_it(damaged):
+    manifest = damaged / "model.mlpackage/Manifest.json"
+    content = manifest.read_text()
+    manifest.write_text(content.replace("com.apple.CoreML/model.mlmodel", "../../../secret"))
+    with pytest.raises(InputError, match=r"its manifest names ../../../secret, outside the package"):
+        differences(damaged)
+    manifest.unlink()
+    with pytest.raises(InputError, match=r"not a readable package \(FileNotFoundError"):
+        differences(damaged)
+    assert not manifest.exists()
+
+
+def test_a_constant_in_another_file(damaged):
+    """coremltools would read weight.bin all the same, and Core ML what is named."""
+
+    def change(functions):
+        weight = operation(functions["decode"], "model_layers_0_mlp_up_proj_weight")
+        weight.inputs["data"].arguments[0].value.blobFileValue.fileName = "@model_path/../elsewhere/weight.bin"
+
+    edit(damaged, change)
+    with pytest.raises(InputError, match=r"a constant lies in @model_path/../elsewhere/weight.bin"):
+        differences(damaged)
+
+
+def test_a_value_of_hostile_size(damaged):
+    """An operation that nobody needs, and whose result would fill the memory."""
+
+    def change(functions):
+        operations = functions["prefill"]
+        place = next(i for i, op in enumerate(operations) if op.type == "tile")
+        tile = type(operations[place]).FromString(operations[place].SerializeToString())
+        reps = tile.inputs["reps"].arguments[0].name
+        operation(operations, reps).attributes["val"].immediateValue.tensor.ints.values[2] = 1 << 26
+        tile.outputs[0].name = "bomb"
+        tile.outputs[0].type.tensorType.dimensions[2].constant.size = 16 << 26
+        operations[place].inputs["reps"].arguments[0].name = reps + "_before"
+        before = type(tile).FromString(operation(operations, reps).SerializeToString())
+        before.outputs[0].name = reps + "_before"
+        before.attributes["val"].immediateValue.tensor.ints.values[2] = 2
+        operations.insert(place, tile)
+        operations.insert(place, before)
+
+    edit(damaged, change)
+    with pytest.raises(InputError, match=r"makes more numbers than any model of a phone"):
+        conversion_error(damaged)
