@@ -11,14 +11,13 @@ final class AppModel {
     private(set) var contents = BundleLibrary.Contents(bundles: [], unusable: [])
     private(set) var lines: [ChatLine] = []
     private(set) var report: Report
-    var sampling = Sampling(temperature: 0.7, topP: 0.95)
-    var systemPrompt = ""
 
     private let library: BundleLibrary
     private let engine = Engine()
     private let opener: BundleOpener
     private var messages: [Message] = []
     private var work: Task<Void, Never>?
+    private var sampling = Sampling(temperature: 0.7, topP: 0.95)
     private static let maxNewTokens = 512
 
     init(documents: URL, caches: URL) {
@@ -137,6 +136,7 @@ final class AppModel {
             finish(pieces)
             state = .ready(loaded, .idle(problem: nil))
         } catch {
+            if messages.last?.role == .user { messages.removeLast() }  // as if it had not been asked
             report.error = PocketError.line(for: error)
             state = .ready(loaded, .idle(problem: report.error))
         }
@@ -147,10 +147,7 @@ final class AppModel {
         let manifest = loaded.bundle.manifest
         let conversation = Conversation(
             turns: chat.turns, tokenizer: chat.tokenizer, context: manifest.context, maxNewTokens: Self.maxNewTokens)
-        let hasSystem = chat.turns.takesSystem && !systemPrompt.allSatisfy(\.isWhitespace)
-        let start = hasSystem ? [Message(.system, systemPrompt)] : []
-        let talk = messages.filter { $0.role != .system }
-        let fitted = try conversation.fit(start + talk + [Message(.user, text)], today: Day(Date()))
+        let fitted = try conversation.fit(messages + [Message(.user, text)], today: Day(Date()))
         messages = fitted.kept
         return Request(
             promptTokens: fitted.tokens, sampling: sampling, maxNewTokens: Self.maxNewTokens,

@@ -39,7 +39,7 @@ private struct TargetSections: View {
         Section("Errors, means over \(certificate.positions) tokens") {
             ForEach(certificate.errors, id: \.name) { error in
                 LabeledContent(error.name) {
-                    Text("KL \(scientific(error.deviation.kl))\nsame top token \(percent(error.deviation.top1))")
+                    Text(figures(error.deviation))
                         .multilineTextAlignment(.trailing)
                         .monospacedDigit()
                 }
@@ -50,6 +50,16 @@ private struct TargetSections: View {
         if !certificate.notes.isEmpty { LinesSection(title: "Notes", lines: certificate.notes) }
         if !certificate.lint.isEmpty { LinesSection(title: "May be slow", lines: certificate.lint) }
     }
+}
+
+/// A deviation's figures, a line each.
+private func figures(_ deviation: Deviation) -> String {
+    let optional = [
+        deviation.noiseFloorKL.map { "noise floor \(scientific($0))" },
+        deviation.perplexityRatio.map { "perplexity x \(scientific($0))" },
+    ]
+    let lines = ["KL \(scientific(deviation.kl))", "same top token \(percent(deviation.top1))"]
+    return (lines + optional.compactMap { $0 }).joined(separator: "\n")
 }
 
 private struct LinesSection: View {

@@ -7,12 +7,9 @@ import os
 enum Device {
     /// What iOS still lets this app take.
     static var availableMemoryBytes: Int {
-        #if targetEnvironment(simulator)
-            // The simulator has no limit, and says 0.
-            Int(clamping: ProcessInfo.processInfo.physicalMemory)
-        #else
-            os_proc_available_memory()
-        #endif
+        // Where an app has no limit, in a simulator or on a Mac, the system says 0.
+        let available = os_proc_available_memory()
+        return available > 0 ? available : Int(clamping: ProcessInfo.processInfo.physicalMemory)
     }
 
     /// The most memory that was resident, as `pocketlm bench` counts it.

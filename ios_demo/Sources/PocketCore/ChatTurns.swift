@@ -60,15 +60,12 @@ public struct ChatTurns: Decodable, Equatable, Sendable {
     let between: [String: Piece]
     let cut: Cut?
     let dates: [String]
-    /// The system prompt that the template writes when there is none; for display.
-    public let defaultSystem: String?
     let systemReason: String?
     /// Tokens that count in pieces and are plain text in contents; other added tokens count everywhere.
     public let control: [String]
 
     enum CodingKeys: String, CodingKey {
         case schema, between, cut, dates, control
-        case defaultSystem = "default_system"
         case systemReason = "system_reason"
     }
 
@@ -81,13 +78,9 @@ public struct ChatTurns: Decodable, Equatable, Sendable {
         between = try container.decode([String: Piece].self, forKey: .between)
         cut = try container.decodeIfPresent(Cut.self, forKey: .cut)
         dates = try container.decode([String].self, forKey: .dates)
-        defaultSystem = try container.decodeIfPresent(String.self, forKey: .defaultSystem)
         control = try container.decodeIfPresent([String].self, forKey: .control) ?? []
         systemReason = try container.decodeIfPresent(String.self, forKey: .systemReason)
     }
-
-    /// Whether the template takes a system message.
-    public var takesSystem: Bool { between["start system"] != nil }
 
     /// The prompt of a conversation `[system] user (assistant user)*`, to be continued by the model.
     ///

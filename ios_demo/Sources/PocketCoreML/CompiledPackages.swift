@@ -28,20 +28,16 @@
             return (final, (clock.now - started).seconds)
         }
 
-        /// Remove a bundle's compiled package: the next load is a first load again.
-        public func remove(_ bundle: BundleFolder) throws {
-            let final = folder.appending(path: try key(of: bundle) + ".mlmodelc", directoryHint: .isDirectory)
-            if FileManager.default.fileExists(atPath: final.path) { try FileManager.default.removeItem(at: final) }
-        }
-
-        /// What the package holds, in few letters: the hashes of its files.
+        /// What the package holds, in few letters, and the system that compiled it.
         private func key(of bundle: BundleFolder) throws -> String {
             let prefix = "\(Target.coreml.rawValue)/"
             let hashes = bundle.manifest.files.filter { $0.key.hasPrefix(prefix) }.sorted { $0.key < $1.key }
             guard !hashes.isEmpty else {
                 throw PocketError("this bundle has no Core ML package; export with --to coreml")
             }
-            return hashes.map { String($0.value.sha256.prefix(16)) }.joined(separator: "-")
+            let system = ProcessInfo.processInfo.operatingSystemVersion
+            let version = "\(system.majorVersion).\(system.minorVersion).\(system.patchVersion)"
+            return (hashes.map { String($0.value.sha256.prefix(16)) } + [version]).joined(separator: "-")
         }
     }
 #endif

@@ -36,6 +36,14 @@ final class ConversationTests: XCTestCase {
         XCTAssertEqual(try conversation(context: 30, most: 5).fit(talk, today: today).kept, talk)
     }
 
+    func testOnceTurnsGoTheyGoUntilHalfIsFree() throws {
+        // 36 tokens do not fit 30; without two turns there are 24, which would fit, but are more than half of 40.
+        let letters = [1, 6, 4, 6, 4, 8].map { String(repeating: "a", count: $0) }
+        let roles: [Role] = [.system, .user, .assistant, .user, .assistant, .user]
+        let long = zip(roles, letters).map { Message($0, $1) }
+        XCTAssertEqual(try conversation(context: 40).fit(long, today: today).kept, [long[0], long[5]])
+    }
+
     func testAMessageThatAloneIsTooLongIsRefused() throws {
         let long = [Message(.user, String(repeating: "a", count: 18))]
         XCTAssertEqual(try conversation(context: 20).fit(long, today: today).tokens.count, 20)

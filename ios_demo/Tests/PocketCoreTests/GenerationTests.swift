@@ -92,6 +92,21 @@ final class GenerationTests: XCTestCase {
         XCTAssertEqual(decoder.finish(), "\u{fffd}")
     }
 
+    /// As SentencePiece's decoders do: every token brings a space, and a text has none at its start.
+    private struct SpacedTokenizer: TextTokenizer {
+        func encode(_ segments: [Segment]) throws -> [Int] { [] }
+        func decode(_ tokens: [Int]) -> String { tokens.map(String.init).joined(separator: " ") }
+        func hasText(_ token: Int) -> Bool { true }
+        func isByte(_ token: Int) -> Bool { token == 9 }
+    }
+
+    func testOnlyTheFirstTokenLosesItsSpace() {
+        var decoder = StreamDecoder(SpacedTokenizer())
+        XCTAssertEqual([1, 2, 9, 9, 3].map { decoder.add($0) }, ["1", " 2", "", "", " 9 9 3"])
+        XCTAssertEqual([4, 9].map { decoder.add($0) }, [" 4", ""])
+        XCTAssertEqual(decoder.finish(), " 9")
+    }
+
     func testTheEngineStreamsAndStops() async throws {
         let engine = Engine()
         var thrown: (any Error)?

@@ -27,7 +27,6 @@ final class ReportTests: XCTestCase {
         let model = ScriptedModel { _ in peak(1) }
         let plan = BenchmarkPlan(promptTokens: 4, newTokens: 3, runs: 1, sustainedSeconds: 0.05)
         let windows = try benchmark(model, plan, read: read).sustained
-        XCTAssertGreaterThan(windows.count, 1)
         XCTAssertGreaterThanOrEqual(try XCTUnwrap(windows.last).atSeconds, 0.05)
         XCTAssertEqual(windows.map(\.atSeconds), windows.map(\.atSeconds).sorted())
     }

@@ -71,6 +71,13 @@ final class SamplingTests: XCTestCase {
         XCTAssertEqual(try sampler.next(peak(2999, of: 3000).map { $0 * 9 }, history: []), 2999)
     }
 
+    func testTheRepetitionPenaltyMakesATokenLessLikelyWhateverItsSign() throws {
+        var sampler = try Sampler(Sampling(repetitionPenalty: 2))
+        XCTAssertEqual(try sampler.next([2, 1.5], history: [0, 0, 7]), 1)
+        XCTAssertEqual(try sampler.next([-1, -1.5], history: [0]), 1)
+        XCTAssertEqual(try sampler.next([-1, -1.5], history: [1]), 0)
+    }
+
     func testQuickselectAgreesWithSorting() {
         var random = UniformNumbers(seed: 1)
         for count in [1, 2, 3, 10, 257] {
