@@ -29,6 +29,7 @@ LEARNING_RATE = 1e-3  # of scales relative to where they start; Adam moves each 
 _BETAS = (0.9, 0.95)
 _WARM_UP = 5  # steps
 _LAST = 0.1  # of the learning rate is left at the end
+_AT_ONCE = 64  # sequences that the source reads together
 _HELD = 64  # tensors that are not trained: embedding, head, biases
 
 Names = tuple[str, ...]
@@ -71,7 +72,9 @@ def tune(
     optimiser = torch.optim.Adam(parameters, lr=learning_rate, betas=_BETAS)
     batches = [tokens[start : start + SEQUENCES_PER_STEP] for start in range(0, len(tokens), SEQUENCES_PER_STEP)]
     with ThreadPoolExecutor(threads) as pool, one_thread_each():
-        wanted = _last_hidden(source, config, tokens, pool)
+        wanted: list[Tensor] = []
+        for start in range(0, len(tokens), _AT_ONCE):
+            wanted += _last_hidden(source, config, tokens[start : start + _AT_ONCE], pool)
         step()
         head = torch.from_numpy(np.array(source[config.head_name], np.float32)).to(trained.kind)
         fixed = Kept(quantised, _HELD)

@@ -33,16 +33,16 @@ class Format:
 
 
 _TABLES = ("model.embed_tokens.weight", "lm_head.weight")
-METHODS = ("rtn", "calibrated", "tuned")
+METHODS = ("rtn", "layerwise", "calibrated", "tuned")
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Formats of a model's weights.
 
-    method      how the integers of linears are chosen: "rtn" rounds each weight to nearest, "calibrated" chooses
-                them together, for the inputs that each layer sees when the model reads a text, "tuned" then trains
-                scales and norms on the source model's predictions
+    method      how the integers of linears are chosen: "rtn" rounds each weight to nearest; "layerwise" chooses them
+                together, for the inputs that each layer sees when the model reads a text; "calibrated" then trains
+                scales and norms for a while on the source model's predictions, and "tuned" four times as long
     linear      of every linear layer
     embedding   of the embedding table and the head (which is the same table in a tied model)
     overrides   name pattern (shell style, over checkpoint names) -> format; the last match wins
@@ -86,7 +86,7 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe("int4-rtn", Format("int4", 32), _INT8),
         Recipe("int4-g64-rtn", Format("int4", 64), _INT8),
         Recipe("int4-g128-rtn", Format("int4", 128), _INT8),
-        Recipe("int8", _INT8, _INT8, method="calibrated"),
+        Recipe("int8", _INT8, _INT8, method="layerwise"),
         Recipe("int8-rtn", _INT8, _INT8),
         Recipe("fp16", Format("fp16"), Format("fp16")),
         Recipe("fp32", Format("fp32"), Format("fp32")),
@@ -101,7 +101,7 @@ def load_recipe(name: str) -> Recipe:
     """A built-in recipe by name, or a recipe from a .toml file.
 
         base = "int4"                       # a built-in recipe to start from
-        method = "rtn"                      # or "calibrated", "tuned"
+        method = "rtn"                      # or "layerwise", "calibrated", "tuned"
         embedding = { kind = "int8" }       # or linear = ...
         [overrides]
         "model.layers.0.*" = { kind = "int8" }

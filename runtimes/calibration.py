@@ -12,7 +12,7 @@ from .tokenizer import Tokenizer
 
 SEQUENCES = 32
 LENGTH = 512  # tokens of a sequence, or the model's longest context if that is less
-TUNING_SEQUENCES = 192
+TUNING_SEQUENCES = 384
 TUNING_LENGTH = 256
 SHORTEST = 64  # tokens that a text must have at least
 

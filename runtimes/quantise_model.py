@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,12 +15,16 @@ from ..export.canonical import TensorError, check_formats, quantize_checkpoint
 from ..export.checkpoint import Checkpoint
 from ..export.config import ModelConfig
 from ..export.fetch import cache_folder
+from ..export.inventory import take_inventory
 from ..quantize.recipe import Recipe
 from ..quantize.store import CanonicalFile, save_canonical
 from .calibration import TUNING_LENGTH, TUNING_SEQUENCES, cut_sequences, read_calibration_text
 from .judge import CheckpointWeights
 from .progress import Progress
 from .tokenizer import Tokenizer
+
+_SHORT = 4  # recipes that are not "tuned" learn from every so many of the tuning sequences
+_SMALL = 500_000_000  # and not at all for models with more weights in linears: tuning holds the whole model in memory
 
 
 @dataclass(frozen=True)
@@ -62,8 +67,9 @@ def write_canonical(
             step()
 
         save_canonical(path, quantize_checkpoint(source.checkpoint, names, recipe, report, calibrated))
-    if recipe.method == "tuned":
-        tuned, before = _tune(source, recipe, CanonicalFile(path), progress), CanonicalFile(path)
+    tokens = _tuning_tokens(source, recipe)
+    if len(tokens):
+        tuned, before = _tune(source, recipe, tokens, CanonicalFile(path), progress), CanonicalFile(path)
         save_canonical(path, ((name, tuned[name] if name in tuned else before[name]) for name in before))
     return CanonicalFile(path), errors
 
@@ -72,7 +78,7 @@ def _calibrate(source: Source, recipe: Recipe, progress: Progress) -> Calibratio
     """Choose the integers of the linears for the calibration text; what was done before is taken from the cache."""
     from ..export.calibrate import calibrate, calibration_steps, plan_calibration
 
-    key = calibration_key(source.checkpoint, replace(recipe, method="calibrated"), source.calibration)
+    key = calibration_key(source.checkpoint, replace(recipe, method="layerwise"), source.calibration)
     store = CalibrationStore(cache_folder() / "calibration" / key)
     steps = calibration_steps(plan_calibration(source.config, recipe))
     with progress(f"Calibrating {recipe.name} on {source.calibration.size} tokens", steps) as step:
@@ -81,15 +87,26 @@ def _calibrate(source: Source, recipe: Recipe, progress: Progress) -> Calibratio
     return store
 
 
-def _tune(source: Source, recipe: Recipe, weights: CanonicalFile, progress: Progress) -> CalibrationStore:
+def _tuning_tokens(source: Source, recipe: Recipe) -> NDArray[np.int64]:
+    """What scales and norms are to be trained on, perhaps nothing."""
+    linears = {name for names in take_inventory(source.config).linears for name in names}
+    size = sum(math.prod(source.checkpoint.shape(name)) for name in linears)
+    if recipe.method == "tuned":
+        return source.tuning
+    return source.tuning[::_SHORT] if recipe.method == "calibrated" and size <= _SMALL else source.tuning[:0]
+
+
+def _tune(
+    source: Source, recipe: Recipe, tokens: NDArray[np.int64], weights: CanonicalFile, progress: Progress
+) -> CalibrationStore:
     """Train scales and norms of calibrated weights; what was done before is taken from the cache."""
     from ..export.tune import tune, tuning_steps
 
-    key = calibration_key(source.checkpoint, recipe, source.calibration, source.tuning)
+    key = calibration_key(source.checkpoint, recipe, source.calibration, tokens)
     store = CalibrationStore(cache_folder() / "calibration" / key)
     if not any(True for _ in store):
-        with progress(f"Tuning on {source.tuning.size} tokens", tuning_steps(len(source.tuning))) as step:
+        with progress(f"Tuning {recipe.name} on {tokens.size} tokens", tuning_steps(len(tokens))) as step:
             threads = os.cpu_count() or 1
             teacher = CheckpointWeights(source.checkpoint)
-            store.save(("tuned",), tune(teacher, weights, source.config, source.tuning, step, threads), {})
+            store.save(("tuned",), tune(teacher, weights, source.config, tokens, step, threads), {})
     return store

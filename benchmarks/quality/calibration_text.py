@@ -1,7 +1,8 @@
 """Put runtimes/data/calibration.txt together again. Usage: python calibration_text.py FOLDER OUT
 
-Four kinds of English that are in the public domain, in passages of about 1200 characters that take turns, so that any
-beginning of the file is a fair mixture. FOLDER holds the packages as their registries deliver them:
+Four kinds of English that are in the public domain, in passages of about 1200 characters that take turns, every second
+one of the World Factbook, so that any part of the file is a fair mixture. FOLDER holds the packages as their registries
+deliver them:
 
     r-cran-janeaustenr_1.0.0-1_all.deb   Debian: novels of Jane Austen (without Persuasion, which `verify` measures on)
     dict-jargon_4.4.7-3.1_all.deb        Debian: the Jargon File
@@ -27,7 +28,7 @@ from itertools import chain
 from pathlib import Path
 
 PASSAGE_CHARACTERS = 1200
-PASSAGES = 70  # of each kind
+PASSAGES = 60  # of each kind but the first, which has as many as all others
 
 
 def unpack_deb(package: Path, folder: Path) -> None:
@@ -110,11 +111,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for package in source.iterdir():
-            if package.is_file():
+            if package.is_file() and package.suffix in (".deb", ".tgz", ".whl"):
                 (folder / package.name).symlink_to(package.resolve())
         kinds = [read(folder) for read in (factbook, austen, addresses, jargon)]
-    chosen = [random.Random(0).sample(kind, PASSAGES) for kind in kinds]
-    text = "\n\n".join(chain.from_iterable(zip(*chosen, strict=True))) + "\n"
+    encyclopaedic, *others = (random.Random(0).sample(kind, len(kind)) for kind in kinds)
+    turns = zip(*(other[:PASSAGES] for other in others), strict=True)
+    pairs = zip(chain.from_iterable(turns), encyclopaedic, strict=False)
+    text = "\n\n".join(chain.from_iterable(pairs)) + "\n"
     out.write_text(text, encoding="utf-8")
 
 
