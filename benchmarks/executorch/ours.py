@@ -1,4 +1,7 @@
-"""Our way to a .pte. Usage: python ours.py MODEL OUT.pte CONTEXT; prints seconds and peak bytes as JSON."""
+"""Our way to a .pte, rounding to nearest as the peer does; prints seconds and peak bytes as JSON.
+
+Usage: python ours.py MODEL OUT.pte CONTEXT.
+"""
 
 from __future__ import annotations
 
