@@ -19,6 +19,7 @@ from .._version import __version__
 from ..quantize.store import Weights
 from ..quantize.tensor import QuantizedTensor
 from .config import ModelConfig
+from .rope import Rope
 
 TOKENS = "inputIds"
 CAUSAL_MASK = "causalMask"
@@ -76,13 +77,25 @@ def cache_slots(context: int, functions: Sequence[Function]) -> int:
 
 
 def state_shape(config: ModelConfig, slots: int) -> tuple[int, int, int, int]:
-    """Shape of each of the two caches: (layers, kv_heads, slots, head_dim).
+    """Shape of each of the two caches: (layers, kv_heads, slots, head_dim); kv_heads are those of the widest layer.
 
     swift-transformers' example has a batch dimension of 1 behind the layers; nobody reads it, and rank 4 is what the
     Neural Engine works in.
     """
-    attention = config.attention
-    return config.num_hidden_layers, attention.kv_heads, slots, attention.head_dim
+    attentions = [layer.attention for layer in config.layers]
+    kv_heads = max(attention.kv_heads for attention in attentions)
+    return len(attentions), kv_heads, slots, attentions[0].head_dim
+
+
+def rotary_names(config: ModelConfig) -> dict[tuple[Rope, int], tuple[str, str]]:
+    """What the tables of each rotation are called: (rotation, head_dim) -> (cosines, sines)."""
+    names: dict[tuple[Rope, int], tuple[str, str]] = {}
+    for layer in config.layers:
+        attention = layer.attention
+        if attention.rope is not None and (attention.rope, attention.head_dim) not in names:
+            which = f"{len(names)}_" if names else ""
+            names[attention.rope, attention.head_dim] = f"rotary_{which}cosines", f"rotary_{which}sines"
+    return names
 
 
 def identifier(name: str) -> str:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..quantize.store import Dense, Weights
 from ..quantize.tensor import QuantizedTensor
-from .config import Attention
+from .config import Attention, Experts, Mlp
+from .decoder import every_expert
 from .to_torch import TorchOps
 
 Batch = tuple[Tensor, ...]
@@ -113,6 +114,28 @@ class Batched:
         normed, total = zip(*pairs, strict=True)
         return normed, total
 
+    def layer_norm(self, x: Batch, name: str, epsilon: float) -> Batch:
+        """See Ops."""
+        return self._each(lambda ops, part: ops.layer_norm(part, name, epsilon), x)
+
+    def add(self, x: Batch, y: Batch, name: str) -> Batch:
+        """See Ops."""
+        return self._each(lambda ops, part, other: ops.add(part, other, name), x, y)
+
+    def scale(self, x: Batch, factor: float, name: str) -> Batch:
+        """See Ops."""
+        return self._each(lambda ops, part: ops.scale(part, factor, name), x)
+
+    def soft_cap(self, x: Batch, cap: float, name: str) -> Batch:
+        """See Ops. Of a head that is skipped there are no logits to bend."""
+        if name == "logits" and self._skipped:
+            return x
+        return self._each(lambda ops, part: ops.soft_cap(part, cap, name), x)
+
+    def add_positions(self, x: Batch, name: str) -> Batch:
+        """See Ops."""
+        return self._each(lambda ops, part: ops.add_positions(part, name), x)
+
     def attention(self, qkv: Batch, layer: int, attention: Attention) -> Batch:
         """See Ops. Nothing follows these tokens, so the cache is dropped at once."""
 
@@ -126,6 +149,22 @@ class Batched:
     def gated(self, gate_up: Batch, activation: str) -> Batch:
         """See Ops."""
         return self._each(lambda ops, part: ops.gated(part, activation), gate_up)
+
+    def activate(self, x: Batch, activation: str) -> Batch:
+        """See Ops."""
+        return self._each(lambda ops, part: ops.activate(part, activation), x)
+
+    def experts(self, x: Batch, layer: int, mlp: Mlp) -> Batch:
+        """See Ops."""
+        return every_expert(self, x, layer, mlp)
+
+    def route(self, logits: Batch, layer: int, experts: Experts) -> Batch:
+        """See Ops."""
+        return self._each(lambda ops, part: ops.route(part, layer, experts), logits)
+
+    def weigh(self, x: Batch, weights: Batch, layer: int, expert: int) -> Batch:
+        """See Ops."""
+        return self._each(lambda ops, part, shares: ops.weigh(part, shares, layer, expert), x, weights)
 
     def last_token(self, x: Batch) -> Batch:
         """See Ops. All tokens are wanted."""

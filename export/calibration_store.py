@@ -23,7 +23,8 @@ def calibration_key(checkpoint: Checkpoint, recipe: Recipe, *tokens: NDArray[np.
     """Names everything that a calibration depends on: the model's files, the formats, the tokens, the algorithm."""
     content = {
         "algorithm": ALGORITHM,
-        "files": {path.name: hash_file(path).sha256 for path in checkpoint.files},
+        "files": [hash_file(path).sha256 for path in checkpoint.files],
+        "changes": list(checkpoint.changes),
         "config": dict(checkpoint.config),
         "recipe": recipe.to_json() | {"name": "", "thresholds": {}},
         "tokens": [hashlib.sha256(np.ascontiguousarray(each).data).hexdigest() for each in tokens],

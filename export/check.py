@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from ..errors import InputError
 from .checkpoint import Checkpoint
 from .config import EMBEDDING, ModelConfig
-from .decoder import attention_names, mlp_names, norm_name, post_attention_norm_name
+from .decoder import attention_names, mlp_names
+from .shapes import linear_shapes, tensor_shapes
 
 _NAMES_IN_A_MESSAGE = 4
 
@@ -21,7 +22,7 @@ def check_tensors(checkpoint: Checkpoint, config: ModelConfig) -> None:
     names = checkpoint.names()
     if config.num_hidden_layers > len(names):  # before a damaged number makes the lists below endless
         raise InputError(f"{config.num_hidden_layers} layers cannot be made of {len(names)} tensors; download it again")
-    expected = expected_shapes(config)
+    expected = tensor_shapes(config)
     missing = [name for name in expected if name not in set(names)]
     if missing:
         raise InputError(f"tensors are missing: {_some(missing)}; the checkpoint is incomplete or config.json is wrong")
@@ -37,50 +38,18 @@ def check_tensors(checkpoint: Checkpoint, config: ModelConfig) -> None:
                 f"tensor {name} must have the shape {list(allowed[name])}, it has {list(checkpoint.shape(name))}; "
                 "config.json and the weights do not belong together"
             )
-    _check_bias_keys(checkpoint, set(names))
+    _check_bias_keys(checkpoint, config, set(names))
     check_vocabulary(checkpoint.tokenizer_files()["tokenizer.json"], config)
-
-
-def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor that the decoder always reads."""
-    hidden = config.hidden_size
-    shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (config.vocab_size, hidden)}
-    for layer in range(config.num_hidden_layers):
-        shapes[norm_name(config, layer)] = (hidden,)
-        shapes |= _linear_shapes(config, layer)
-        shapes[post_attention_norm_name(layer)] = (hidden,)
-    shapes[norm_name(config, config.num_hidden_layers)] = (hidden,)
-    shapes[config.head_name] = (config.vocab_size, hidden)
-    return shapes
 
 
 def optional_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every bias that is read if it is there: one for each linear layer."""
-    return {
-        name.removesuffix("weight") + "bias": shape[:1]
-        for layer in range(config.num_hidden_layers)
-        for name, shape in _linear_shapes(config, layer).items()
-    }
+    return {name.removesuffix("weight") + "bias": shape[:1] for name, shape in linear_shapes(config).items()}
 
 
-def _linear_shapes(config: ModelConfig, layer: int) -> dict[str, tuple[int, ...]]:
-    attention, hidden, inner = config.attention, config.hidden_size, config.intermediate_size
-    (query, key, value), (out,) = attention_names(layer)
-    (gate, up), (down,) = mlp_names(layer)
-    return {
-        query: (attention.query_width, hidden),
-        key: (attention.kv_width, hidden),
-        value: (attention.kv_width, hidden),
-        out: (hidden, attention.query_width),
-        gate: (inner, hidden),
-        up: (inner, hidden),
-        down: (hidden, inner),
-    }
-
-
-def _check_bias_keys(checkpoint: Checkpoint, names: set[str]) -> None:
+def _check_bias_keys(checkpoint: Checkpoint, config: ModelConfig, names: set[str]) -> None:
     """Where config.json speaks of biases the tensors must agree: transformers goes by it, we go by the tensors."""
-    firsts = {"attention_bias": attention_names(0)[0][0], "mlp_bias": mlp_names(0)[0][0]}
+    firsts = {"attention_bias": attention_names(0)[0][0], "mlp_bias": mlp_names(0, config.layers[0].mlp)[0][0]}
     for key, weight in firsts.items():
         stated, bias = checkpoint.config.get(key), weight.removesuffix("weight") + "bias"
         if stated is not None and bool(stated) != (bias in names):

@@ -24,6 +24,11 @@ class Checkpoint(Protocol):
         ...
 
     @property
+    def changes(self) -> Sequence[str]:
+        """What was done to the weights of the files, a line each: adapters that were merged."""
+        ...
+
+    @property
     def licence(self) -> str | None:
         """The model's licence as its files state it (``apache-2.0``), if they do."""
         ...
@@ -34,6 +39,10 @@ class Checkpoint(Protocol):
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, without reading it."""
+        ...
+
+    def kind(self, name: str) -> str:
+        """How the file stores a tensor: F32, F16, BF16, Q4_0, ..."""
         ...
 
     def read(self, name: str) -> NDArray[np.float32]:

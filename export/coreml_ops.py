@@ -13,64 +13,16 @@ from typing import Any
 import numpy as np
 from coremltools.converters.mil.mil import Builder as mb  # noqa: N813 (its own documentation's name)
 from coremltools.converters.mil.mil import types
-from coremltools.converters.mil.mil.types import np_int4_dtype
-from numpy.typing import NDArray
 
-from ..quantize.store import Weights, bias_of
-from ..quantize.tensor import QuantizedTensor
+from ..errors import InputError
+from ..quantize.store import bias_of
 from . import apple
-from .config import Attention, ModelConfig, rotary_tables
+from .config import Attention, Experts, Mlp, ModelConfig
+from .coreml_constants import Constants
+from .decoder import every_expert, qk_norm_names
+from .rope import Rope
 
 Value = tuple[Any, ...]  # MIL variables (1, tokens, width)
-
-
-class Constants:
-    """The canonical tensors as arrays that MIL constants are made of, kept so that all functions share them."""
-
-    def __init__(self, weights: Weights, config: ModelConfig, slots: int) -> None:
-        self.weights = weights
-        self.slots = slots  # tokens that the cache holds
-        self.half = not apple.computes_in_fp32(weights)
-        attention = config.attention
-        self.cosines, self.sines = rotary_tables(attention.rope, attention.head_dim, slots)  # (slots, head_dim / 2)
-        self.blockwise = False  # whether any weight has several scales in a row
-        self._arrays: dict[str, tuple[NDArray[Any], ...]] = {}
-
-    @property
-    def dtype(self) -> type:
-        """What activations are computed in."""
-        return np.float16 if self.half else np.float32
-
-    def arrays(self, name: str) -> tuple[NDArray[Any], ...]:
-        """A tensor's array, or its codes and scales."""
-        if name not in self._arrays:
-            self._arrays[name] = self._load(name)
-        return self._arrays[name]
-
-    def _load(self, name: str) -> tuple[NDArray[Any], ...]:
-        tensor = self.weights[name]
-        if not isinstance(tensor, QuantizedTensor):
-            return (np.ascontiguousarray(tensor),)
-        self.blockwise |= tensor.scales.shape[1] > 1
-        codes = np.ascontiguousarray(tensor.codes)
-        return (codes.view(np_int4_dtype) if tensor.bits == 4 else codes, tensor.scales.astype(self.dtype))
-
-    def variable(self, name: str) -> Any:
-        """The tensor in the current function; compressed if it is quantised."""
-        arrays = self.arrays(name)
-        if len(arrays) == 1:
-            return self.shared(name, arrays[0])
-        codes, scales = (
-            self.shared(f"{name}:{part}", array) for part, array in zip(("codes", "scales"), arrays, strict=True)
-        )
-        return mb.constexpr_blockwise_shift_scale(data=codes, scale=scales, name=apple.identifier(name))
-
-    @staticmethod
-    def shared(name: str, array: NDArray[Any]) -> Any:
-        """A constant that is stored once, however many functions use it."""
-        variable = mb.const(val=array, name=apple.identifier(name))
-        variable.op.weight_id = name
-        return variable
 
 
 class CoreMLOps:
@@ -86,15 +38,15 @@ class CoreMLOps:
         self._constants = constants
         self._function = function
         self._inputs = inputs
-        self._slots = constants.slots
+        self._kv_heads = apple.state_shape(config, constants.slots)[1]
         self._tokens = -1 if function.tokens is None else function.tokens
         self._variables: dict[str, Any] = {}
         self._states = {name: inputs[name] for name in (apple.KEY_CACHE, apple.VALUE_CACHE)}
         self._parameters: dict[float, Any] = {}
         self._cached: dict[str, Any] = {}
         self._masks: dict[tuple[int | None, int], Any] = {}
+        self._rotations: dict[tuple[Rope, int], tuple[Any, Any]] = {}
         self._find_positions()
-        self._write_rotation()
 
     def _find_positions(self) -> None:
         """Where the new tokens stand: begin (1,), end (1,), and every row's position (tokens,), all int32."""
@@ -110,21 +62,19 @@ class CoreMLOps:
             rows = mb.range_1d(start=np.int32(0), end=mb.squeeze(x=count, axes=[0]), step=np.int32(1))
         self._rows = mb.add(x=self._begin, y=rows, name="row_positions")
 
-    def _write_rotation(self) -> None:
+    def _rotation(self, rope: Rope, head_dim: int) -> tuple[Any, Any]:
         """Cosines and signed sines of the new tokens, both (1, 1, tokens, head_dim).
 
         Tables are fp32 and cast after the look-up: a table in fp16 would put an error into the weights of the file
         that no evaluation could take out again.
         """
-        cosines, sines = (
-            self._half(mb.gather(x=Constants.shared(f"rotary_{name}", table), indices=self._rows, axis=0))
-            for name, table in (("cosines", self._constants.cosines), ("sines", self._constants.sines))
-        )
-        pairs = (cosines, cosines), (mb.mul(x=sines, y=self._scalar(-1)), sines)
-        self._cosines, self._sines = (
-            mb.expand_dims(x=mb.concat(values=pair, axis=-1), axes=[0, 1], name=f"rotation_{name}")
-            for name, pair in zip(("cosines", "sines"), pairs, strict=True)
-        )
+        if (rope, head_dim) not in self._rotations:
+            tables = self._constants.rotary(rope, head_dim)
+            cosines, sines = (self._half(mb.gather(x=table, indices=self._rows, axis=0)) for table in tables)
+            pairs = (cosines, cosines), (mb.mul(x=sines, y=self._scalar(-1)), sines)
+            first, second = (mb.expand_dims(x=mb.concat(values=pair, axis=-1), axes=[0, 1]) for pair in pairs)
+            self._rotations[rope, head_dim] = first, second
+        return self._rotations[rope, head_dim]
 
     def _scalar(self, value: float) -> Any:
         return np.array(value, self._constants.dtype)[()]
@@ -185,18 +135,51 @@ class CoreMLOps:
         Casting to fp32 would be shorter, but fp32 leaves the Neural Engine; a layer_norm over [x, -x] (ANEMLL's
         trick) would be shorter too, but whether its inner sum overflows is Apple's secret.
         """
+        return (self._normed(x[0], name, epsilon, apple.identifier(name.removesuffix(".weight"))),)
+
+    def _normed(self, x: Any, name: str, epsilon: float, output: str) -> Any:
         root = mb.const(
             val=apple.root_of_epsilon(epsilon, self._constants.dtype)[()],
             name=apple.identifier(name) + "_root_epsilon",
         )
-        largest = mb.reduce_max(x=mb.abs(x=x[0]), axes=[-1], keep_dims=True)
+        largest = mb.reduce_max(x=mb.abs(x=x), axes=[-1], keep_dims=True)
         largest = mb.maximum(x=largest, y=root)
-        small = mb.real_div(x=x[0], y=largest)
+        small = mb.real_div(x=x, y=largest)
         mean = mb.reduce_mean(x=mb.mul(x=small, y=small), axes=[-1], keep_dims=True)
         rest = mb.real_div(x=root, y=largest)
         total = mb.add(x=mean, y=mb.mul(x=rest, y=rest))
         normed = mb.mul(x=small, y=mb.rsqrt(x=total, epsilon=self._scalar(0)))
-        return (mb.mul(x=normed, y=self._variable(name), name=apple.identifier(name.removesuffix(".weight"))),)
+        return mb.mul(x=normed, y=self._variable(name), name=output)
+
+    def layer_norm(self, x: Value, name: str, epsilon: float) -> Value:
+        """See Ops. The norm above of what is left without the mean, plus the bias."""
+        output = apple.identifier(name.removesuffix(".weight"))
+        centred = mb.sub(x=x[0], y=mb.reduce_mean(x=x[0], axes=[-1], keep_dims=True))
+        normed = self._normed(centred, name, epsilon, f"{output}_normed")
+        return (mb.add(x=normed, y=self._variable(name.removesuffix("weight") + "bias"), name=output),)
+
+    def add(self, x: Value, y: Value, name: str) -> Value:
+        """See Ops."""
+        return (mb.add(x=x[0], y=y[0]),)
+
+    def scale(self, x: Value, factor: float, name: str) -> Value:
+        """See Ops."""
+        number = self._parameter(factor)
+        return (mb.mul(x=x[0], y=number, name=f"{apple.identifier(name)}_scaled"),)
+
+    def soft_cap(self, x: Value, cap: float, name: str) -> Value:
+        """See Ops."""
+        number = self._parameter(cap)
+        bent = mb.tanh(x=mb.real_div(x=x[0], y=number))
+        return (mb.mul(x=bent, y=number, name=f"{apple.identifier(name)}_capped"),)
+
+    def add_positions(self, x: Value, name: str) -> Value:
+        """See Ops. Slot 0 may be skipped in a flexible program (see ``_not_skipped``), which would move positions."""
+        if self._function.tokens is None:
+            raise InputError("a model with learned positions has no flexible Core ML function; use fixed ones")
+        rows = mb.gather(x=self._variable(name), indices=self._rows, axis=0)
+        rows = self._half(rows) if self._wide(name) else rows
+        return (mb.add(x=x[0], y=rows, name=apple.identifier(name.removesuffix(".weight"))),)
 
     def add_norm(self, x: Value, residual: Value, name: str, epsilon: float) -> tuple[Value, Value]:
         """See Ops."""
@@ -206,17 +189,30 @@ class CoreMLOps:
     def attention(self, qkv: Value, layer: int, attention: Attention) -> Value:
         """See Ops. Queries that share keys are stacked as rows, so that keys and values are never repeated."""
         query, key, value = qkv
-        queries = self._rotate(self._heads(query, attention.heads, attention.head_dim))
-        keys = self._rotate(self._heads(key, attention.kv_heads, attention.head_dim))
+        if attention.qk_norm is not None and not attention.qk_norm.per_head:
+            query, key = self._qk_normed(query, key, layer, attention.qk_norm.epsilon)
+        queries = self._heads(query, attention.heads, attention.head_dim)
+        keys = self._heads(key, attention.kv_heads, attention.head_dim)
+        if attention.qk_norm is not None and attention.qk_norm.per_head:
+            queries, keys = self._qk_normed(queries, keys, layer, attention.qk_norm.epsilon)
+        queries, keys = self._rotate(queries, attention), self._rotate(keys, attention)
         values = self._heads(value, attention.kv_heads, attention.head_dim)
-        all_keys = self._remember(apple.KEY_CACHE, keys, layer)
-        all_values = self._remember(apple.VALUE_CACHE, values, layer)
+        all_keys = self._remember(apple.KEY_CACHE, keys, layer, attention.kv_heads)
+        all_values = self._remember(apple.VALUE_CACHE, values, layer, attention.kv_heads)
         sharing = attention.heads // attention.kv_heads
         if sharing > 1:  # (1, heads, tokens, head_dim) -> (1, kv_heads, sharing * tokens, head_dim)
             rows = -1 if self._function.tokens is None else sharing * self._function.tokens
             queries = mb.reshape(x=queries, shape=[1, attention.kv_heads, rows, attention.head_dim])
+        name = f"model_layers_{layer}_self_attn"
         mixed = self._attend(queries, all_keys, all_values, attention, sharing)
-        return (self._merge_heads(mixed, attention, f"model_layers_{layer}_self_attn"),)
+        return (self._merge_heads(mixed, attention, name),)
+
+    def _qk_normed(self, query: Any, key: Any, layer: int, epsilon: float) -> tuple[Any, Any]:
+        first, second = (
+            self._normed(x, name, epsilon, apple.identifier(name.removesuffix(".weight")))
+            for x, name in zip((query, key), qk_norm_names(layer), strict=True)
+        )
+        return first, second
 
     def _heads(self, x: Any, heads: int, head_dim: int) -> Any:
         """(1, tokens, heads * head_dim) -> (1, heads, tokens, head_dim)."""
@@ -232,19 +228,26 @@ class CoreMLOps:
         rows = mb.transpose(x=heads, perm=[0, 2, 1, 3])
         return mb.reshape(x=rows, shape=[1, self._tokens, attention.query_width], name=name)
 
-    def _rotate(self, x: Any) -> Any:
+    def _rotate(self, x: Any, attention: Attention) -> Any:
         """Rotate each pair (i, i + head_dim / 2) of x (1, heads, tokens, head_dim) by its position."""
+        if attention.rope is None:
+            return x
+        cosines, sines = self._rotation(attention.rope, attention.head_dim)
         first, second = mb.split(x=x, num_splits=2, axis=-1)
         turned = mb.concat(values=(second, first), axis=-1)
-        return mb.add(x=mb.mul(x=x, y=self._cosines), y=mb.mul(x=turned, y=self._sines))
+        return mb.add(x=mb.mul(x=x, y=cosines), y=mb.mul(x=turned, y=sines))
 
-    def _remember(self, state: str, rows: Any, layer: int) -> Any:
-        """Write the new tokens' rows into the cache in place; all of the layer's (1, kv_heads, slots, head_dim)."""
+    def _remember(self, state: str, rows: Any, layer: int, kv_heads: int) -> Any:
+        """Write the new tokens' rows into the cache in place; all of the layer's (1, kv_heads, slots, head_dim).
+
+        A layer with fewer heads than the widest one has uses the first so many.
+        """
         if state not in self._cached:
             self._cached[state] = mb.read_state(input=self._states[state])
         name = f"layers_{layer}_{state}"
-        first, behind = np.array([layer, 0], np.int32), np.array([layer + 1, 0], np.int32)
-        zero, unmasked, masked = np.array([0], np.int32), [False, True, False, True], [False, True, True, True]
+        whole = kv_heads == self._kv_heads
+        first, behind = np.array([layer, 0], np.int32), np.array([layer + 1, 0 if whole else kv_heads], np.int32)
+        zero, unmasked, masked = np.array([0], np.int32), [False, whole, False, True], [False, whole, True, True]
         if self._constants.half is False:  # Core ML has no states but fp16
             rows = mb.cast(x=rows, dtype="fp16")
         updated = mb.slice_update(
@@ -261,7 +264,7 @@ class CoreMLOps:
         held = mb.slice_by_index(
             x=self._cached[state],
             begin=[layer, 0, 0, 0],
-            end=[layer + 1, 0, 0, 0] if fixed else mb.concat(values=(behind, self._end, zero), axis=0),
+            end=[*behind, 0, 0] if fixed else mb.concat(values=(behind, self._end, zero), axis=0),
             begin_mask=masked,
             end_mask=masked if fixed else unmasked,
             name=f"{name}_read",
@@ -290,7 +293,7 @@ class CoreMLOps:
 
     def _write_mask(self, window: int | None, sharing: int) -> Any:
         if self._function.tokens is not None:
-            columns = Constants.shared("slots", np.arange(self._slots, dtype=np.int32)[None])
+            columns = Constants.shared("slots", np.arange(self._constants.slots, dtype=np.int32)[None])
         else:
             total = mb.squeeze(x=self._end, axes=[0])
             columns = mb.expand_dims(x=mb.range_1d(start=np.int32(0), end=total, step=np.int32(1)), axes=[0])
@@ -328,15 +331,48 @@ class CoreMLOps:
 
     def gated(self, gate_up: Value, activation: str) -> Value:
         """See Ops."""
-        assert activation == "silu", activation
         gate, up = gate_up
-        return (mb.mul(x=mb.silu(x=gate), y=up),)
+        return (mb.mul(x=_activated(gate, activation), y=up),)
+
+    def activate(self, x: Value, activation: str) -> Value:
+        """See Ops."""
+        return (_activated(x[0], activation),)
+
+    def experts(self, x: Value, layer: int, mlp: Mlp) -> Value:
+        """See Ops. Weights that are chosen at run time would be unpacked whole before they are."""
+        return every_expert(self, x, layer, mlp)
+
+    def route(self, logits: Value, layer: int, experts: Experts) -> Value:
+        """See Ops."""
+        name = f"model_layers_{layer}_mlp"
+        shares = mb.softmax(x=logits[0], axis=-1, name=f"{name}_shares")
+        values, chosen = mb.topk(x=shares, k=experts.active, axis=-1, ascending=False, name=f"{name}_active")
+        if experts.renormalise:
+            values = mb.real_div(x=values, y=mb.reduce_sum(x=values, axes=[-1], keep_dims=True))
+        nothing = mb.mul(x=shares, y=self._scalar(0))
+        return (
+            mb.scatter_along_axis(
+                data=nothing, indices=chosen, updates=values, axis=2, mode="update", name=f"{name}_weights"
+            ),
+        )
+
+    def weigh(self, x: Value, weights: Value, layer: int, expert: int) -> Value:
+        """See Ops."""
+        masks = {"begin_mask": [True, True, False], "end_mask": [True, True, False]}
+        share = mb.slice_by_index(x=weights[0], begin=[0, 0, expert], end=[0, 0, expert + 1], **masks)
+        return (mb.mul(x=x[0], y=share),)
 
     def last_token(self, x: Value) -> Value:
         """See Ops. A prefill chunk may end in padding, so the caller says which row it wants."""
         if not self._function.one_row:
             return x
         return (mb.gather(x=x[0], indices=self._inputs[apple.LOGITS_INDEX], axis=1),)
+
+
+def _activated(x: Any, activation: str) -> Any:
+    if activation == "silu":
+        return mb.silu(x=x)
+    return mb.gelu(x=x, mode={"gelu": "EXACT", "gelu_tanh": "TANH_APPROXIMATION"}[activation])
 
 
 def _dimension(x: Any, axis: int) -> Any:

@@ -35,6 +35,7 @@ class Cache:
     """A tensor that keeps its content from call to call."""
 
     dims: tuple[int, ...]
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,24 +69,29 @@ class XnnNode:
     """An operation for XNNPACK: inputs by the name of the schema's field, and the schema's other fields."""
 
     op: str
-    inputs: Mapping[str, Tensor | Constant | Filter | None]
+    inputs: Mapping[str, Tensor | Constant | Cache | Filter | None]
     output: Tensor
     fields: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def tensors(self) -> list[Tensor | Constant]:
+    def tensors(self) -> list[Tensor | Constant | Cache]:
         """The inputs that are not weights."""
-        return [value for value in self.inputs.values() if isinstance(value, (Tensor, Constant))]
+        return [value for value in self.inputs.values() if isinstance(value, (Tensor, Constant, Cache))]
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """An operation for one of the runtime's kernels; ``repeat_output``: out variants also return what they fill."""
+    """An operation for one of the runtime's kernels.
+
+    repeat_output  out variants also return what they fill
+    second_output  of operations that fill two tensors
+    """
 
     op: str
     arguments: tuple[Argument, ...]
     output: Tensor | Scalar
     repeat_output: bool = True
+    second_output: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ class Partition:
     """Operations that XNNPACK runs as one."""
 
     nodes: tuple[XnnNode, ...]
-    inputs: tuple[Tensor | Constant, ...]
+    inputs: tuple[Tensor | Constant | Cache, ...]
     outputs: tuple[Tensor, ...]
 
 

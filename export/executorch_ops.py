@@ -9,14 +9,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
 from ..quantize.store import CanonicalTensor, Weights, bf16_bits, bias_of, pack_int4
 from ..quantize.tensor import QuantizedTensor
-from .config import Attention, ModelConfig, rotary_tables
+from .config import Attention, Experts, Mlp, ModelConfig
+from .decoder import every_expert, qk_norm_names
+from .executorch_attention import AttentionWriter
+from .executorch_builder import Builder
 from .executorch_file import PteFile
-from .executorch_graph import TOKENS, Argument, Cache, Constant, Filter, Kernel, Node, Scalar, Tensor, XnnNode
+from .executorch_graph import TOKENS, Constant, Filter, Kernel, Node, Tensor
 
 _TO_THE_END = 2**63 - 1
+GELU_LINEAR = 2 * (2 / np.pi) ** 0.5
+GELU_CUBIC = 0.044715 * GELU_LINEAR
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,55 +46,18 @@ class ExecuTorchOps:
         self, file: PteFile, weights: Weights, config: ModelConfig, context: int, every_token: bool = False
     ) -> None:
         self._file = file
+        self._builder = Builder(file)
         self._weights = weights
         self._every_token = every_token
-        self.nodes: list[Node] = []
         self.tokens, self.position = Tensor((1, TOKENS), "int64"), Tensor((1,), "int64")
-        self._context = context
         self._tables: dict[str, tuple[Constant, Constant | None]] = {}  # embedding -> its values, its scales
         self._converted: dict[tuple[Tensor, str], Tensor] = {}
-        self._start = Scalar()
-        self._cosines, self._sines = self._rotary(config.attention)
+        self._attention = AttentionWriter(self._builder, self.tokens, self.position, context)
 
-    def _kernel(self, op: str, arguments: Sequence[Argument], dims: Sequence[int], dtype: str = "float32") -> Tensor:
-        out = Tensor(tuple(dims), dtype)
-        self.nodes.append(Kernel(op, tuple(arguments), out))
-        return out
-
-    def _xnn(
-        self, op: str, inputs: dict[str, Any], dims: Sequence[int], dtype: str = "float32", **fields: Any
-    ) -> Tensor:
-        out = Tensor(tuple(dims), dtype)
-        self.nodes.append(XnnNode(op, inputs, out, fields))
-        return out
-
-    def _unary(self, op: str, x: Tensor) -> Tensor:
-        return self._xnn(op, {"input_id": x}, x.dims)
-
-    def _binary(self, op: str, left: Tensor, right: Tensor | Constant) -> Tensor:
-        """Element by element; the result has the shape of ``left``."""
-        return self._xnn(op, {"input1_id": left, "input2_id": right}, left.dims)
-
-    def _array(self, array: NDArray[Any]) -> Constant:
-        index = self._file.constant(array.nbytes, lambda: [array])
-        return Constant(index, array.shape, array.dtype.name)
-
-    def _rotary(self, attention: Attention) -> tuple[Tensor, Tensor]:
-        """This call's rows of the rotary tables, each (tokens, 1, head_dim), as ``_rotate`` wants them."""
-        end, count = Scalar(), Scalar()
-        self.nodes += [
-            Kernel("aten::_local_scalar_dense.", (self.position,), self._start, repeat_output=False),
-            Kernel("aten::sym_size.int", (self.tokens, 1), count, repeat_output=False),
-            Kernel("executorch_prim::add.Scalar", (self._start, count), end, repeat_output=False),
-        ]
-        cosines, sines = rotary_tables(attention.rope, attention.head_dim, self._context)
-        tables = np.concatenate([cosines, cosines], 1), np.concatenate([-sines, sines], 1)
-        dims = (TOKENS, 1, attention.head_dim)
-        first, second = (
-            self._kernel("aten::slice_copy.Tensor_out", [self._array(table[:, None]), 0, self._start, end, 1], dims)
-            for table in tables
-        )
-        return first, second
+    @property
+    def nodes(self) -> list[Node]:
+        """What is recorded so far."""
+        return self._builder.nodes
 
     def embed(self, tokens: Value, name: str) -> Value:
         """See Ops. By ExecuTorch's kernels for quantised tables; fp16 rows are widened."""
@@ -101,8 +68,8 @@ class ExecuTorchOps:
             return self._embed_quantized(tokens, name, table, dims)
         values = self._lazy(name, table)
         self._tables[name] = values, None
-        rows = self._kernel("aten::embedding.out", [values, tokens, -1, False, False], dims, values.dtype)
-        return rows if values.dtype == "float32" else self._xnn("XNNConvert", {"input_id": rows}, dims)
+        rows = self._builder.kernel("aten::embedding.out", [values, tokens, -1, False, False], dims, values.dtype)
+        return rows if values.dtype == "float32" else self._builder.xnn("XNNConvert", {"input_id": rows}, dims)
 
     def _lazy(self, name: str, table: NDArray[Any]) -> Constant:
         """A constant that is read again when it is written: a table need not wait in memory until then."""
@@ -111,7 +78,7 @@ class ExecuTorchOps:
 
     def _embed_quantized(self, tokens: Tensor, name: str, table: QuantizedTensor, dims: Sequence[int]) -> Tensor:
         rows, columns = table.shape
-        scales = self._array(table.scales)
+        scales = self._builder.array(table.scales)
         if table.bits == 8:
             index = self._file.constant(rows * columns, lambda: [_quantized(self._weights[name]).codes])
             codes, op, lowest, highest = Constant(index, (rows, columns), "int8"), "embedding_byte", -128, 127
@@ -120,7 +87,7 @@ class ExecuTorchOps:
             codes, op, lowest, highest = Constant(index, (rows, columns // 2), "uint8"), "embedding_4bit", -8, 7
         self._tables[name] = codes, scales
         arguments = [codes, scales, None, lowest, highest, tokens]
-        return self._kernel(f"quantized_decomposed::{op}.out", arguments, dims)
+        return self._builder.kernel(f"quantized_decomposed::{op}.out", arguments, dims)
 
     def linear(self, x: Value, names: tuple[str, ...]) -> Value:
         """See Ops."""
@@ -138,13 +105,13 @@ class ExecuTorchOps:
         weight, rows = self._filter(names)
         quantized = weight.scale_key is not None
         inputs = {"input1_id": self._convert(x, weight) if quantized else x, "filter_id": weight}
-        return self._xnn("XNNFullyConnected", inputs | {"bias_id": self._bias(names)}, (*x.dims[:-1], rows))
+        return self._builder.xnn("XNNFullyConnected", inputs | {"bias_id": self._bias(names)}, (*x.dims[:-1], rows))
 
     def _convert(self, x: Tensor, weight: Filter) -> Tensor:
         """int8 activations; converted once for all weights of a type (some ARM kernels want them packed for it)."""
         key = x, weight.datatype
         if key not in self._converted:
-            self._converted[key] = self._xnn("XNNConvert", {"input_id": x}, x.dims, "qd8")
+            self._converted[key] = self._builder.xnn("XNNConvert", {"input_id": x}, x.dims, "qd8")
         return self._converted[key]
 
     def _filter(self, names: tuple[str, ...]) -> tuple[Filter, int]:
@@ -191,57 +158,86 @@ class ExecuTorchOps:
         return Filter(key, "xnn_datatype_fp32", (sum(len(part) for part in parts),))
 
     def rms_norm(self, x: Value, name: str, epsilon: float) -> Value:
-        """See Ops. The mean of squares plus epsilon is a product with a row of 1/n, and a bias: one operation."""
-        x = self.compute(x)
+        """See Ops."""
+        return self._normed(self.compute(x), name, epsilon)
+
+    def _normed(self, x: Tensor, name: str, epsilon: float) -> Tensor:
+        """x over the root of its mean square, times the weight."""
+        root = self._builder.unary("XNNReciprocalSquareRoot", self._mean(self._builder.unary("XNNSquare", x), epsilon))
+        normed = self._builder.binary("XNNMultiply", x, root)
+        return self._builder.binary("XNNMultiply", normed, self._vector(name))
+
+    def _vector(self, name: str) -> Constant:
+        return self._builder.array(_dense(self._weights[name]).astype(np.float32))
+
+    def _mean(self, x: Tensor, epsilon: float | None) -> Tensor:
+        """The mean over the last axis, plus epsilon: a product with a row of 1/n, and a bias, in one operation."""
         width = x.dims[-1]
         mean = np.full((1, width), 1 / width, np.float32)
         inputs = {
-            "input1_id": self._unary("XNNSquare", x),
+            "input1_id": x,
             "filter_id": Filter(self._file.named(f"mean of {width}", [mean]), "xnn_datatype_fp32", mean.shape),
-            "bias_id": Filter(self._epsilon(epsilon), "xnn_datatype_fp32", (1,)),
+            "bias_id": None if epsilon is None else Filter(self._epsilon(epsilon), "xnn_datatype_fp32", (1,)),
         }
-        squares = self._xnn("XNNFullyConnected", inputs, (*x.dims[:-1], 1))
-        normed = self._binary("XNNMultiply", x, self._unary("XNNReciprocalSquareRoot", squares))
-        return self._binary("XNNMultiply", normed, self._array(_dense(self._weights[name]).astype(np.float32)))
+        return self._builder.xnn("XNNFullyConnected", inputs, (*x.dims[:-1], 1))
+
+    def layer_norm(self, x: Value, name: str, epsilon: float) -> Value:
+        """See Ops. The root mean square norm of what is left without the mean, plus the bias."""
+        x = self.compute(x)
+        centred = self._builder.binary("XNNSubtract", x, self._mean(x, None))
+        normed = self._normed(centred, name, epsilon)
+        return self._builder.binary("XNNAdd", normed, self._vector(name.removesuffix("weight") + "bias"))
+
+    def add(self, x: Value, y: Value, name: str) -> Value:
+        """See Ops."""
+        return self._builder.binary("XNNAdd", self.compute(x), self.compute(y))
+
+    def scale(self, x: Value, factor: float, name: str) -> Value:
+        """See Ops."""
+        return self._builder.number("XNNMultiply", self.compute(x), factor)
+
+    def soft_cap(self, x: Value, cap: float, name: str) -> Value:
+        """See Ops."""
+        bent = self._builder.unary("XNNTanh", self._builder.number("XNNDiv", self.compute(x), cap))
+        return self._builder.number("XNNMultiply", bent, cap)
+
+    def add_positions(self, x: Value, name: str) -> Value:
+        """See Ops. Rows behind the context are never asked for, but kept: the table is what was canonical."""
+        table = _dense(self._weights[name]).astype(np.float32)
+        return self._builder.binary("XNNAdd", self.compute(x), self._attention.rows(table))
 
     def _epsilon(self, epsilon: float) -> str:
         return self._file.named(f"epsilon {epsilon!r}", [np.array([epsilon], np.float32)])
 
     def add_norm(self, x: Value, residual: Value, name: str, epsilon: float) -> tuple[Value, Value]:
         """See Ops."""
-        total = self._binary("XNNAdd", self.compute(residual), self.compute(x))
+        total = self._builder.binary("XNNAdd", self.compute(residual), self.compute(x))
         return self.rms_norm(total, name, epsilon), total
 
     def attention(self, qkv: Value, layer: int, attention: Attention) -> Value:
         """See Ops. The caches are (1, context, kv heads, head_dim), as custom_sdpa reads them."""
         assert isinstance(qkv, Product)
-        if attention.window is not None or attention.softcap is not None:
-            raise InputError("the ExecuTorch target has no sliding window or soft-cap yet; export with --to onnx")
         query, key, value = qkv.names
         v = Product(qkv.x, (value,))
-        if self._form(query) != self._form(key):
+        if attention.qk_norm is not None or self._form(query) != self._form(key):
             q, k = (self._multiply(qkv.x, (name,)) for name in (query, key))
-            return self.attend(q, k, self.compute(v), attention)
-        both = self._rotate(self._heads(self._multiply(qkv.x, (query, key)), attention))
-        q = self._slice(both, 2, 0, attention.heads)
-        k = self._slice(both, 2, attention.heads, attention.kv_heads)
-        return self._cached(q, k, self._heads(self.compute(v), attention), attention)
+            return self.attend(q, k, self.compute(v), layer, attention)
+        writer, builder = self._attention, self._builder
+        both = writer.rotate(writer.heads(self._multiply(qkv.x, (query, key)), attention), attention)
+        q = builder.slice(both, 2, 0, attention.heads)
+        k = builder.slice(both, 2, attention.heads, attention.kv_heads)
+        return writer.cached(q, k, writer.heads(self.compute(v), attention), attention)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, attention: Attention) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: int, attention: Attention) -> Tensor:
         """Attention for queries, keys and values apart, each (1, tokens, width)."""
-        q, k = (self._rotate(self._heads(x, attention)) for x in (q, k))
-        return self._cached(q, k, self._heads(v, attention), attention)
-
-    def _cached(self, q: Tensor, k: Tensor, v: Tensor, attention: Attention) -> Tensor:
-        """Rotated queries over the cache with the new keys and values, each (1, tokens, heads, head_dim)."""
-        dims = (1, self._context, attention.kv_heads, attention.head_dim)
-        caches = Cache(dims), Cache(dims)
-        for new, cache in zip((k, v), caches, strict=True):
-            self._kernel("llama::update_cache.out", [new, cache, self._start], (1,))
-        default = attention.scale == attention.head_dim**-0.5
-        arguments = [q, *caches, self._start, None, 0.0, True, None if default else attention.scale]
-        mixed = self._kernel("llama::custom_sdpa.out", arguments, q.dims)
-        return self._reshape(mixed, (1, TOKENS, attention.query_width))
+        writer, norm = self._attention, attention.qk_norm
+        if norm is not None and not norm.per_head:
+            q, k = (self._normed(x, name, norm.epsilon) for x, name in zip((q, k), qk_norm_names(layer), strict=True))
+        q, k = (writer.heads(x, attention) for x in (q, k))
+        if norm is not None and norm.per_head:
+            q, k = (self._normed(x, name, norm.epsilon) for x, name in zip((q, k), qk_norm_names(layer), strict=True))
+        q, k = (writer.rotate(x, attention) for x in (q, k))
+        return writer.cached(q, k, writer.heads(v, attention), attention)
 
     def _form(self, name: str) -> tuple[str, int | None, bool]:
         """What must agree for weights to be one."""
@@ -249,38 +245,52 @@ class ExecuTorchOps:
         group = weight.group if isinstance(weight, QuantizedTensor) else None
         return _datatype(weight), group, bias_of(self._weights, name) is None
 
-    def _heads(self, x: Tensor, attention: Attention) -> Tensor:
-        return self._reshape(x, (1, TOKENS, x.dims[-1] // attention.head_dim, attention.head_dim))
-
-    def _reshape(self, x: Tensor, dims: tuple[int, ...]) -> Tensor:
-        """XNNPACK too writes 0 for the one dimension that follows from the others."""
-        return self._xnn("XNNStaticReshape", {"input_id": x}, dims, num_dims=len(dims), new_shape=list(dims))
-
-    def _slice(self, x: Tensor, axis: int, start: int, size: int) -> Tensor:
-        """XNNPACK takes size 0 for: all of it."""
-        offsets, sizes = [0] * len(x.dims), [0] * len(x.dims)
-        offsets[axis], sizes[axis] = start, size
-        dims = (*x.dims[:axis], size, *x.dims[axis + 1 :])
-        return self._xnn("XNNStaticSlice", {"input_id": x}, dims, num_dims=len(dims), offsets=offsets, sizes=sizes)
-
-    def _rotate(self, x: Tensor) -> Tensor:
-        """x * (cos, cos) + (second half, first half) * (-sin, sin)."""
-        half = x.dims[-1] // 2
-        halves = {"input1_id": self._slice(x, 3, half, half), "input2_id": self._slice(x, 3, 0, half)}
-        swapped = self._xnn("XNNConcatenate2", halves, x.dims, axis=3)
-        along = self._binary("XNNMultiply", x, self._cosines)
-        return self._binary("XNNAdd", along, self._binary("XNNMultiply", swapped, self._sines))
-
     def gated(self, gate_up: Value, activation: str) -> Value:
         """See Ops."""
         assert isinstance(gate_up, Product)
-        assert activation == "silu", activation
         gate, up = (self._multiply(gate_up.x, (name,)) for name in gate_up.names)
-        return self.gate(gate, up)
+        return self.gate(gate, up, activation)
 
-    def gate(self, gate: Tensor, up: Tensor) -> Tensor:
-        """silu(gate) * up for two tensors; XNNPACK has no silu of its own."""
-        return self._binary("XNNMultiply", self._binary("XNNMultiply", gate, self._unary("XNNSigmoid", gate)), up)
+    def gate(self, gate: Tensor, up: Tensor, activation: str) -> Tensor:
+        """activation(gate) * up for two tensors."""
+        return self._builder.binary("XNNMultiply", self.activate(gate, activation), up)
+
+    def activate(self, x: Value, activation: str) -> Tensor:
+        """See Ops. XNNPACK has no silu, nor gelu's approximation, which is x * sigmoid(2a(x + b x^3))."""
+        x, builder = self.compute(x), self._builder
+        if activation == "gelu":
+            return builder.unary("XNNGelu", x)
+        inner = x
+        if activation == "gelu_tanh":
+            factor = builder.number("XNNMultiply", builder.unary("XNNSquare", x), GELU_CUBIC)
+            inner = builder.binary("XNNMultiply", x, builder.number("XNNAdd", factor, GELU_LINEAR))
+        return builder.binary("XNNMultiply", x, builder.unary("XNNSigmoid", inner))
+
+    def experts(self, x: Value, layer: int, mlp: Mlp) -> Value:
+        """See Ops. XNNPACK's weights are packed when the program is loaded, and cannot be chosen when it runs."""
+        return every_expert(self, self.compute(x), layer, mlp)
+
+    def route(self, logits: Value, layer: int, experts: Experts) -> Value:
+        """See Ops."""
+        builder = self._builder
+        shares = builder.unary("XNNSoftmax", self.compute(logits))
+        dims = (*shares.dims[:-1], experts.active)
+        values, chosen = Tensor(dims), Tensor(dims, "int64")
+        arguments = (shares, experts.active, -1, True, True)
+        builder.nodes.append(Kernel("aten::topk.values", arguments, values, second_output=chosen))
+        if experts.renormalise:
+            ones = np.ones((1, experts.active), np.float32)
+            key = self._file.named(f"sum of {experts.active}", [ones])
+            inputs = {"input1_id": values, "filter_id": Filter(key, "xnn_datatype_fp32", ones.shape), "bias_id": None}
+            total = builder.xnn("XNNFullyConnected", inputs, (*dims[:-1], 1))
+            values = builder.binary("XNNDiv", values, total)
+        nothing = builder.number("XNNMultiply", shares, 0.0)
+        return builder.kernel("aten::scatter.src_out", [nothing, -1, chosen, values], shares.dims)
+
+    def weigh(self, x: Value, weights: Value, layer: int, expert: int) -> Value:
+        """See Ops."""
+        x, weights = self.compute(x), self.compute(weights)
+        return self._builder.binary("XNNMultiply", x, self._builder.slice(weights, 2, expert, 1))
 
     def last_token(self, x: Value) -> Value:
         """See Ops."""
@@ -288,7 +298,7 @@ class ExecuTorchOps:
         if self._every_token:
             return x
         dims = (1, 1, x.dims[-1])
-        return self._kernel("aten::slice_copy.Tensor_out", [x, 1, -1, _TO_THE_END, 1], dims)
+        return self._builder.kernel("aten::slice_copy.Tensor_out", [x, 1, -1, _TO_THE_END, 1], dims)
 
 
 def high_first(table: QuantizedTensor) -> NDArray[np.uint8]:

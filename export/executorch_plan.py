@@ -55,9 +55,8 @@ class PlanWriter:
         return self._value(("float", argument), "Double", {"double_val": argument})
 
     def _tensor(self, tensor: Tensor | Cache | Constant) -> dict[str, Any]:
-        dtype = "float32" if isinstance(tensor, Cache) else tensor.dtype
         return {
-            "scalar_type": _DTYPES[dtype],
+            "scalar_type": _DTYPES[tensor.dtype],
             "sizes": self.bound(tensor.dims),
             "dim_order": list(range(len(tensor.dims))),
             "data_buffer_idx": tensor.index if isinstance(tensor, Constant) else 0,
@@ -72,9 +71,11 @@ class PlanWriter:
         """Add the call of a kernel."""
         name, _, overload = kernel.op.partition(".")
         operator = self._operators.setdefault(f"{name}.{overload}", len(self._operators))
-        out = self.value(kernel.output)
-        arguments = [*(self.value(argument) for argument in kernel.arguments), out]
-        arguments += [out] if kernel.repeat_output else []
+        outs = [self.value(kernel.output)]
+        outs += [] if kernel.second_output is None else [self.value(kernel.second_output)]
+        arguments = [*(self.value(argument) for argument in kernel.arguments), *outs]
+        if kernel.repeat_output:
+            arguments += outs if len(outs) == 1 else [self._value(tuple(outs), "TensorList", {"items": outs})]
         self._instruct("KernelCall", {"op_index": operator, "args": arguments})
 
     def delegate(self, index: int, partition: Partition) -> None:
@@ -113,8 +114,7 @@ class PlanWriter:
         return max(end for _, end, _, _ in placed)
 
     def _bytes(self, tensor: Tensor | Cache) -> int:
-        itemsize = 4 if isinstance(tensor, Cache) else np.dtype(tensor.dtype).itemsize
-        return int(np.prod(self.bound(tensor.dims), dtype=np.int64)) * itemsize
+        return int(np.prod(self.bound(tensor.dims), dtype=np.int64)) * np.dtype(tensor.dtype).itemsize
 
 
 def forward_plan(
@@ -199,7 +199,7 @@ class _XnnValues:
         self.values.append(value)
         return self._ids[key]
 
-    def id(self, value: Tensor | Constant | Filter | None) -> int:
+    def id(self, value: Tensor | Constant | Cache | Filter | None) -> int:
         """The number of a value; 2**32 - 1 for one that is left out."""
         if value is None:
             return _NO_ID
@@ -212,7 +212,7 @@ class _XnnValues:
             return self._define(value, _quantized(base, "PerTokenDynamicQuant", {"num_nonbatch_dims": 1}))
         return self._define(value, self._float(value, 0))
 
-    def _float(self, tensor: Tensor | Constant, flag: int) -> dict[str, Any]:
+    def _float(self, tensor: Tensor | Constant | Cache, flag: int) -> dict[str, Any]:
         base = self._base(_XNN_DTYPES[tensor.dtype], tensor.dims)
         if flag:
             base |= {"external_id": len(self.values), "flags": flag}

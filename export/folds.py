@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from .config import Attention, ModelConfig
-from .decoder import decoder
+from .config import Attention, Experts, Mlp, ModelConfig
+from .decoder import decoder, every_expert
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,31 @@ class _Walk:
         residual.reads += 1
         return self.rms_norm(x, name, epsilon), _Value()
 
+    def layer_norm(self, x: _Value, name: str, epsilon: float) -> _Value:
+        """See Ops. Weight and bias are divided alike."""
+        return self.rms_norm(x, name, epsilon)
+
+    def add(self, x: _Value, y: _Value, name: str) -> _Value:
+        """See Ops."""
+        x.reads += 1
+        y.reads += 1
+        return _Value()
+
+    def scale(self, x: _Value, factor: float, name: str) -> _Value:
+        """See Ops."""
+        x.reads += 1
+        return _Value()
+
+    def soft_cap(self, x: _Value, cap: float, name: str) -> _Value:
+        """See Ops."""
+        x.reads += 1
+        return _Value()
+
+    def add_positions(self, x: _Value, name: str) -> _Value:
+        """See Ops."""
+        x.reads += 1
+        return _Value()
+
     def attention(self, qkv: _Value, layer: int, attention: Attention) -> _Value:
         """See Ops."""
         qkv.reads += 1
@@ -68,6 +93,25 @@ class _Walk:
         gate_up.reads += 1
         _, *up = gate_up.linear or ("",)
         return _Value(Fold(projection=up[0]) if len(up) == 1 and gate_up.reads == 1 else None)
+
+    def activate(self, x: _Value, activation: str) -> _Value:
+        """See Ops."""
+        x.reads += 1
+        return _Value()
+
+    def experts(self, x: _Value, layer: int, mlp: Mlp) -> _Value:
+        """See Ops. Their input has many readers; each one's own values can be folded."""
+        return every_expert(self, x, layer, mlp)
+
+    def route(self, logits: _Value, layer: int, experts: Experts) -> _Value:
+        """See Ops."""
+        logits.reads += 1
+        return _Value()
+
+    def weigh(self, x: _Value, weights: _Value, layer: int, expert: int) -> _Value:
+        """See Ops."""
+        x.reads += 1
+        return _Value()
 
     def last_token(self, x: _Value) -> _Value:
         """See Ops."""

@@ -18,7 +18,7 @@ def genai_config(
     ``raw`` is config.json, for the token ids that our own configuration does not keep. The keys are those of
     onnxruntime-genai's src/config.h.
     """
-    attention = config.attention
+    attention = config.layers[0].attention
     begin, pad = raw.get("bos_token_id"), raw.get("pad_token_id")
     stops = list(stop_tokens)
     return {

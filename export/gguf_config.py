@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .config import Llama3Scaling, Rope, inverse_frequencies
+from .rope import Llama3Scaling, Rope, inverse_frequencies
 
 # Keys under ``llama.`` that are read below; _PINNED must have the value given; the others say nothing that matters.
 _READ = frozenset(

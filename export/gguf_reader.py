@@ -68,6 +68,11 @@ class GgufReader:
         return (self._path,)
 
     @property
+    def changes(self) -> Sequence[str]:
+        """See Checkpoint."""
+        return ()
+
+    @property
     def licence(self) -> str | None:
         """See Checkpoint."""
         licence = self._fields.get("general.license")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol, TypeVar
 
-from .config import Attention
+from .config import Attention, Experts, Mlp
 
 T = TypeVar("T")
 
@@ -34,16 +34,52 @@ class Ops(Protocol[T]):
         """(rms_norm(x + residual), x + residual): targets have this fused."""
         ...
 
+    def layer_norm(self, x: T, name: str, epsilon: float) -> T:
+        """Layer norm over the last axis (Ba et al. 2016), times the weight, plus the bias ``...bias``."""
+        ...
+
+    def add(self, x: T, y: T, name: str) -> T:
+        """x + y; ``name`` says where."""
+        ...
+
+    def scale(self, x: T, factor: float, name: str) -> T:
+        """x * factor; ``name`` says where."""
+        ...
+
+    def soft_cap(self, x: T, cap: float, name: str) -> T:
+        """tanh(x / cap) * cap; ``name`` says where."""
+        ...
+
+    def add_positions(self, x: T, name: str) -> T:
+        """x plus the table's rows for the positions of its tokens."""
+        ...
+
     def attention(self, qkv: T, layer: int, attention: Attention) -> T:
         """Causal attention of the new tokens over all tokens so far.
 
-        ``qkv`` (batch, tokens, query_width + 2 kv_width) is rotated by position, its keys and values are put into the
-        layer's cache. Returns (batch, tokens, query_width).
+        ``qkv`` (batch, tokens, query_width + 2 kv_width) is normed and rotated by position where ``attention`` says so,
+        its keys and values are put into the layer's cache. Returns (batch, tokens, query_width).
         """
         ...
 
     def gated(self, gate_up: T, activation: str) -> T:
         """activation(gate) * up for gate and up side by side (batch, tokens, 2 intermediate)."""
+        ...
+
+    def activate(self, x: T, activation: str) -> T:
+        """activation(x)."""
+        ...
+
+    def experts(self, x: T, layer: int, mlp: Mlp) -> T:
+        """The layer's mixture of experts (Shazeer et al. 2017): what the chosen MLPs give, weighed by the router."""
+        ...
+
+    def route(self, logits: T, layer: int, experts: Experts) -> T:
+        """The router's logits (batch, tokens, count) -> each expert's weight, 0 for those not among the largest."""
+        ...
+
+    def weigh(self, x: T, weights: T, layer: int, expert: int) -> T:
+        """x times one expert's weight (batch, tokens, 1)."""
         ...
 
     def last_token(self, x: T) -> T:

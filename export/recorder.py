@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Generic
 
-from .config import Attention
-from .decoder import fused_name
+from .config import Attention, Experts, Mlp
+from .decoder import every_expert, fused_name
 from .ops import Ops, T
 
 
@@ -52,6 +52,26 @@ class Recorder(Generic[T]):
         normed, total = self._ops.add_norm(x, residual, name, epsilon)
         return self._heard(name.removesuffix(".weight"), normed), total
 
+    def layer_norm(self, x: T, name: str, epsilon: float) -> T:
+        """See Ops."""
+        return self._heard(name.removesuffix(".weight"), self._ops.layer_norm(x, name, epsilon))
+
+    def add(self, x: T, y: T, name: str) -> T:
+        """See Ops."""
+        return self._ops.add(x, y, name)
+
+    def scale(self, x: T, factor: float, name: str) -> T:
+        """See Ops."""
+        return self._ops.scale(x, factor, name)
+
+    def soft_cap(self, x: T, cap: float, name: str) -> T:
+        """See Ops."""
+        return self._ops.soft_cap(x, cap, name)
+
+    def add_positions(self, x: T, name: str) -> T:
+        """See Ops."""
+        return self._ops.add_positions(x, name)
+
     def attention(self, qkv: T, layer: int, attention: Attention) -> T:
         """See Ops."""
         return self._heard(f"model.layers.{layer}.self_attn", self._ops.attention(qkv, layer, attention))
@@ -59,6 +79,22 @@ class Recorder(Generic[T]):
     def gated(self, gate_up: T, activation: str) -> T:
         """See Ops."""
         return self._ops.gated(gate_up, activation)
+
+    def activate(self, x: T, activation: str) -> T:
+        """See Ops."""
+        return self._ops.activate(x, activation)
+
+    def experts(self, x: T, layer: int, mlp: Mlp) -> T:
+        """See Ops."""
+        return every_expert(self, x, layer, mlp)
+
+    def route(self, logits: T, layer: int, experts: Experts) -> T:
+        """See Ops."""
+        return self._ops.route(logits, layer, experts)
+
+    def weigh(self, x: T, weights: T, layer: int, expert: int) -> T:
+        """See Ops."""
+        return self._ops.weigh(x, weights, layer, expert)
 
     def last_token(self, x: T) -> T:
         """See Ops."""

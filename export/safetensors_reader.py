@@ -16,15 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .families import FAMILIES
+from .families import FAMILIES, Layout
 from .folder_tokenizer import read_tokenizer_files
+from .layouts import rename
 from .reading import read_json_object, release, require_finite
 
 _ONE_FILE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # numpy has no bfloat16
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
-_BASE_MODEL_PREFIXES = ("embed_tokens.", "layers.", "norm.")
 _VALUES_AT_A_TIME = 1 << 22
 
 
@@ -50,6 +50,8 @@ class SafetensorsReader:
             raise InputError(f"{folder}: no such folder; give the folder of a model with its config.json")
         self._folder = folder
         self._config = _read_config(folder)
+        family = FAMILIES.get(str(self._config.get("model_type")))
+        self._layout = Layout() if family is None else family.layout
         self._files = _weight_files(folder)
         self._maps = {}
         self._tensors: dict[str, _Stored] = {}
@@ -68,6 +70,11 @@ class SafetensorsReader:
     def files(self) -> Sequence[Path]:
         """See Checkpoint."""
         return self._files
+
+    @property
+    def changes(self) -> Sequence[str]:
+        """See Checkpoint."""
+        return ()
 
     @property
     def licence(self) -> str | None:
@@ -111,11 +118,10 @@ class SafetensorsReader:
         count = int(np.prod(stored.shape, dtype=np.int64))
         return np.frombuffer(self._maps[stored.shard], _DTYPES[stored.dtype], count, stored.start)
 
-    def _add(self, path: Path, name: str, stored: _Stored) -> None:
-        if name.endswith("rotary_emb.inv_freq"):
-            return  # an old copy of what follows from the configuration
-        if name.startswith(_BASE_MODEL_PREFIXES):  # saved from a model without its head
-            name = "model." + name
+    def _add(self, path: Path, stored_name: str, stored: _Stored) -> None:
+        name = rename(stored_name, self._layout)
+        if name is None:
+            return
         if not name.isprintable():
             raise InputError(f"{path}: has a tensor with the name {name[:40]!r}; it is damaged, download it again")
         if name in self._tensors:
@@ -145,6 +151,19 @@ class SafetensorsReader:
         return all(np.array_equal(_to_float32(a, left.dtype), _to_float32(b, right.dtype)) for a, b in parts)
 
 
+def open_tensors(path: Path) -> dict[str, NDArray[np.float32]]:
+    """All tensors of one small file, float32; raises InputError if it is not sound."""
+    mapped, stored = _open_shard(path)
+    tensors = {}
+    for name, tensor in stored.items():
+        if tensor.dtype not in _DTYPES:
+            raise InputError(f"{path}: tensor {name} has the type {tensor.dtype}; supported are: {', '.join(_DTYPES)}")
+        count = int(np.prod(tensor.shape, dtype=np.int64))
+        raw = np.frombuffer(mapped, _DTYPES[tensor.dtype], count, tensor.start)
+        tensors[name] = require_finite(_to_float32(raw, tensor.dtype).reshape(tensor.shape), path, name)
+    return tensors
+
+
 def _parts(flat: NDArray[Any]) -> Iterator[NDArray[Any]]:
     return (flat[start : start + _VALUES_AT_A_TIME] for start in range(0, flat.size, _VALUES_AT_A_TIME))
 
@@ -165,8 +184,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
         advice = f"give the file {ggufs[0]} instead" if ggufs else "give the folder of a Hugging Face model"
         raise InputError(f"{folder}: has no config.json; {advice}")
     config = read_json_object(path)
+    family = FAMILIES.get(str(config.get("model_type")))
     for key in ("auto_map", "custom_pipelines"):
-        if key in config:
+        if key in config and not (key == "auto_map" and family is not None and family.own_code):
             raise InputError(
                 f"{path}: {key} asks for code that comes with the model, which pocketlm never runs; "
                 "use a model whose architecture transformers knows"

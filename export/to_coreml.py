@@ -22,7 +22,8 @@ from coremltools.converters.mil.mil import Function, Program, get_new_symbol, ty
 from ..quantize.store import Weights
 from . import apple
 from .config import ModelConfig
-from .coreml_ops import Constants, CoreMLOps
+from .coreml_constants import Constants
+from .coreml_ops import CoreMLOps
 from .decoder import decoder
 
 PACKAGE = "model.mlpackage"

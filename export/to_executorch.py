@@ -33,6 +33,8 @@ KERNELS = {
     "aten::embedding": "rows of a dense table",
     "quantized_decomposed::embedding_byte": "rows of an int8 table",
     "quantized_decomposed::embedding_4bit": "rows of an int4 table",
+    "aten::topk": "which experts a token goes to",
+    "aten::scatter": "their weights, among those of all",
     "llama::update_cache": "writes the cache in place",
     "llama::custom_sdpa": "attention over the cache",
 }

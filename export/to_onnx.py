@@ -16,14 +16,15 @@ from onnx import TensorProto
 from ..errors import InputError
 from ..quantize.store import Dense, Weights, bias_of, pack_int4
 from ..quantize.tensor import QuantizedTensor
-from .config import Attention, ModelConfig, rotary_tables
-from .decoder import decoder, fused_name
+from .config import Attention, Experts, Mlp, ModelConfig
+from .decoder import decoder, every_expert, fused_name, qk_norm_names, router_name
+from .onnx_attention import AttentionWriter
+from .onnx_experts import fits_qmoe, write_qmoe
 from .onnx_file import MICROSOFT, OnnxFile, value_info
 
 # MatMulNBits computes 4: int8 activations, scaled per block of weights; 0: fp32 activations.
 SHIPPED_ACCURACY = 4
 _LARGEST_BLOCK = 128
-_GRAPH_WIDE = ("seqlens_k", "total_sequence_length", "rotary.cosines", "rotary.sines")  # inputs of every attention
 
 
 def write_onnx(folder: Path, config: ModelConfig, weights: Weights, context: int) -> None:
@@ -61,25 +62,7 @@ class OnnxOps:
         self._config = config
         self._context = context
         self._tables: dict[str, str] = {}  # embedding table -> prefix of its initializers, for a tied head
-        self._write_mask_arithmetic()
-        attention = config.attention
-        for name, table in zip(
-            ("rotary.cosines", "rotary.sines"), rotary_tables(attention.rope, attention.head_dim, context), strict=True
-        ):
-            file.tensor(name, table.shape, [table])
-
-    def _write_mask_arithmetic(self) -> None:
-        """From attention_mask (1, tokens so far): what GroupQueryAttention wants to know about lengths."""
-        file = self._file
-        file.small("axis_1", np.array([1], np.int64))
-        file.small("one", np.array(1, np.int64))
-        file.small("last_index", np.array([-1], np.int64))
-        file.node("ReduceSum", ["attention_mask", "axis_1"], ["mask.sum"], keepdims=1)
-        file.node("Sub", ["mask.sum", "one"], ["mask.last"])
-        file.node("Cast", ["mask.last"], ["seqlens_k"], to=TensorProto.INT32)
-        file.node("Shape", ["attention_mask"], ["mask.shape"])
-        file.node("Gather", ["mask.shape", "one"], ["mask.length"], axis=0)
-        file.node("Cast", ["mask.length"], ["total_sequence_length"], to=TensorProto.INT32)
+        self._attention = AttentionWriter(file, context)
 
     def embed(self, tokens: str, name: str) -> str:
         """See Ops."""
@@ -177,9 +160,13 @@ class OnnxOps:
         ]
         return self._file.tensor(f"{fused_name(names)}.bias", (sum(rows),), parts)
 
-    def _norm_weight(self, name: str) -> str:
+    def _dense(self, name: str) -> Dense:
         weight = self._weights[name]
         assert not isinstance(weight, QuantizedTensor), f"{name} is never quantised"
+        return weight
+
+    def _norm_weight(self, name: str) -> str:
+        weight = self._dense(name)
         return self._file.tensor(name, weight.shape, [weight.astype(np.float32)])
 
     def rms_norm(self, x: str, name: str, epsilon: float) -> str:
@@ -206,32 +193,95 @@ class OnnxOps:
         )
         return normed, outputs[3]
 
+    def layer_norm(self, x: str, name: str, epsilon: float) -> str:
+        """See Ops."""
+        weights = [self._norm_weight(name), self._norm_weight(name.removesuffix("weight") + "bias")]
+        out = name.removesuffix(".weight")
+        return self._file.node("LayerNormalization", [x, *weights], [out], axis=-1, epsilon=epsilon, stash_type=1)
+
+    def add(self, x: str, y: str, name: str) -> str:
+        """See Ops."""
+        return self._file.node("Add", [x, y], [name])
+
+    def _number(self, name: str, value: float) -> str:
+        return self._file.small(name, np.array(value, np.float32))
+
+    def scale(self, x: str, factor: float, name: str) -> str:
+        """See Ops."""
+        return self._file.node("Mul", [x, self._number(f"{name}.factor", factor)], [f"{name}.scaled"])
+
+    def soft_cap(self, x: str, cap: float, name: str) -> str:
+        """See Ops."""
+        limit = self._number(f"{name}.cap", cap)
+        divided = self._file.node("Div", [x, limit], [f"{name}.divided"])
+        bent = self._file.node("Tanh", [divided], [f"{name}.bent"])
+        return self._file.node("Mul", [bent, limit], [f"{name}.capped"])
+
+    def add_positions(self, x: str, name: str) -> str:
+        """See Ops. The new tokens are the last of those that attention_mask counts."""
+        file, out = self._file, name.removesuffix(".weight")
+        table = self._norm_weight(name)
+        file.node("Shape", ["input_ids"], [f"{out}.shape"])
+        file.node("Gather", [f"{out}.shape", "axis_1"], [f"{out}.count"], axis=0)  # (1,)
+        file.node("Gather", ["mask.shape", "axis_1"], [f"{out}.end"], axis=0)
+        file.node("Sub", [f"{out}.end", f"{out}.count"], [f"{out}.begin"])
+        file.small(f"{out}.axis", np.array([0], np.int64))
+        file.node("Slice", [table, f"{out}.begin", f"{out}.end", f"{out}.axis"], [f"{out}.rows"])
+        return file.node("Add", [x, f"{out}.rows"], [out])
+
     def attention(self, qkv: str, layer: int, attention: Attention) -> str:
-        """See Ops. The cache is an input and an output of the graph; a caller binds both to one buffer."""
-        out = f"model.layers.{layer}.self_attn"
-        past, present = f"past_key_values.{layer}", f"present.{layer}"
-        return self._file.node(
-            "GroupQueryAttention",
-            [qkv, "", "", f"{past}.key", f"{past}.value", *_GRAPH_WIDE],
-            [out, f"{present}.key", f"{present}.value"],
-            MICROSOFT,
-            num_heads=attention.heads,
-            kv_num_heads=attention.kv_heads,
-            scale=attention.scale,
-            do_rotary=1,
-            rotary_interleaved=0,
-            local_window_size=-1 if attention.window is None else attention.window,
-            softcap=attention.softcap or 0.0,
-        )
+        """See Ops."""
+        if attention.qk_norm is None:
+            return self._attention.write(qkv, layer, attention, None)
+        query, key = (self._dense(name) for name in qk_norm_names(layer))
+        return self._attention.write(qkv, layer, attention, (query, key))
 
     def gated(self, gate_up: str, activation: str) -> str:
-        """See Ops. QuickGelu with alpha 1 is x * sigmoid(x), that is SiLU."""
-        assert activation == "silu", activation
+        """See Ops."""
         prefix = gate_up.removesuffix(".output").removesuffix(".biased")
         gate, up = f"{prefix}.gate", f"{prefix}.up"
         self._file.node("Split", [gate_up], [gate, up], axis=-1, num_outputs=2)
-        activated = self._file.node("QuickGelu", [gate], [f"{prefix}.activated"], MICROSOFT, alpha=1.0)
-        return self._file.node("Mul", [activated, up], [f"{prefix}.gated"])
+        return self._file.node("Mul", [self._activated(gate, activation, prefix), up], [f"{prefix}.gated"])
+
+    def activate(self, x: str, activation: str) -> str:
+        """See Ops."""
+        return self._activated(x, activation, x.removesuffix(".output").removesuffix(".biased"))
+
+    def _activated(self, x: str, activation: str, prefix: str) -> str:
+        """QuickGelu with alpha 1 is x * sigmoid(x), that is SiLU."""
+        out = f"{prefix}.activated"
+        if activation == "silu":
+            return self._file.node("QuickGelu", [x], [out], MICROSOFT, alpha=1.0)
+        approximate = {"gelu": "none", "gelu_tanh": "tanh"}[activation]
+        return self._file.node("Gelu", [x], [out], approximate=approximate)
+
+    def experts(self, x: str, layer: int, mlp: Mlp) -> str:
+        """See Ops."""
+        if not fits_qmoe(self._weights, layer, mlp):
+            return every_expert(self, x, layer, mlp)
+        logits = self.linear(x, (router_name(layer),))
+        return write_qmoe(self._file, self._weights, x, logits, layer, mlp, SHIPPED_ACCURACY)
+
+    def route(self, logits: str, layer: int, experts: Experts) -> str:
+        """See Ops."""
+        file, prefix = self._file, f"model.layers.{layer}.mlp.router"
+        file.small(f"{prefix}.active", np.array([experts.active], np.int64))
+        shares = file.node("Softmax", [logits], [f"{prefix}.shares"], axis=-1)
+        values = f"{prefix}.values"
+        file.node("TopK", [shares, f"{prefix}.active"], [values, f"{prefix}.chosen"], axis=-1)
+        if experts.renormalise:
+            file.node("ReduceSum", [values, "last_index"], [f"{prefix}.sum"], keepdims=1)
+            values = file.node("Div", [values, f"{prefix}.sum"], [f"{prefix}.normed"])
+        file.node("Shape", [logits], [f"{prefix}.shape"])
+        nothing = file.node("ConstantOfShape", [f"{prefix}.shape"], [f"{prefix}.nothing"])
+        return file.node("ScatterElements", [nothing, f"{prefix}.chosen", values], [f"{prefix}.weights"], axis=-1)
+
+    def weigh(self, x: str, weights: str, layer: int, expert: int) -> str:
+        """See Ops."""
+        prefix = f"model.layers.{layer}.mlp.experts.{expert}"
+        self._file.small(f"{prefix}.index", np.array([expert], np.int64))
+        share = self._file.node("Gather", [weights, f"{prefix}.index"], [f"{prefix}.share"], axis=-1)
+        return self._file.node("Mul", [x, share], [f"{prefix}.weighed"])
 
     def last_token(self, x: str) -> str:
         """See Ops. Verification takes these nodes out again to see the logits of every token."""
@@ -239,18 +289,14 @@ class OnnxOps:
 
     def save(self) -> None:
         """Write the graph with its inputs and outputs."""
-        config, attention = self._config, self._config.attention
+        cache_inputs, cache_outputs = self._attention.caches()
         inputs = [
             value_info("input_ids", TensorProto.INT64, [1, "tokens"]),
             value_info("attention_mask", TensorProto.INT64, [1, "tokens_so_far"]),
+            *cache_inputs,
         ]
-        outputs = [value_info("logits", TensorProto.FLOAT, [1, 1, config.vocab_size])]
-        for layer in range(config.num_hidden_layers):
-            for part in ("key", "value"):
-                shape: list[int | str] = [1, attention.kv_heads, "cache", attention.head_dim]
-                inputs.append(value_info(f"past_key_values.{layer}.{part}", TensorProto.FLOAT, shape))
-                outputs.append(value_info(f"present.{layer}.{part}", TensorProto.FLOAT, shape))
-        self._file.save(inputs, outputs, {"context": str(self._context)})
+        logits = value_info("logits", TensorProto.FLOAT, [1, 1, self._config.vocab_size])
+        self._file.save(inputs, [logits, *cache_outputs], {"context": str(self._context)})
 
 
 def _format(tensor: QuantizedTensor | Dense) -> tuple[object, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,11 +11,19 @@ from torch import Tensor
 
 from ..quantize.store import Weights, bias_of
 from ..quantize.tensor import QuantizedTensor
-from .config import Attention, ModelConfig, rotary_tables
-from .decoder import decoder
+from .config import Attention, Experts, Mlp, ModelConfig
+from .decoder import decoder, every_expert, qk_norm_names
+from .rope import Rope, rotary_tables
 
 # (input of a linear (..., in), its canonical weight) -> the input as the target's kernel sees it
 ActivationArithmetic = Callable[[Tensor, QuantizedTensor], Tensor]
+
+
+_ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "silu": torch.nn.functional.silu,
+    "gelu": torch.nn.functional.gelu,
+    "gelu_tanh": partial(torch.nn.functional.gelu, approximate="tanh"),
+}
 
 
 class TorchOps:
@@ -39,16 +48,19 @@ class TorchOps:
         self._first = first
         self._activations = activations
         self._noise = embedding_noise
-        attention = config.attention
-        self._cosines, self._sines = map(torch.from_numpy, rotary_tables(attention.rope, attention.head_dim, context))
+        self._context = context
+        self._tables: dict[tuple[Rope, int], tuple[Tensor, Tensor]] = {}
+        self._tokens = 0  # that were embedded so far
         self._cache: dict[int, tuple[Tensor, Tensor]] = {}
 
     def reset(self) -> None:
         """Forget all tokens."""
         self._cache.clear()
+        self._tokens = 0
 
     def embed(self, tokens: Tensor, name: str) -> Tensor:
         """See Ops. Only the rows that are asked for are dequantised."""
+        self._tokens += tokens.shape[1]
         table = self._weights[name]
         used, places = torch.unique(tokens, return_inverse=True)
         if isinstance(table, QuantizedTensor):
@@ -84,13 +96,37 @@ class TorchOps:
         total = x + residual
         return self.rms_norm(total, name, epsilon), total
 
+    def layer_norm(self, x: Tensor, name: str, epsilon: float) -> Tensor:
+        """See Ops."""
+        weight, bias = _tensor(self._dense(name)), _tensor(self._dense(name.removesuffix("weight") + "bias"))
+        return torch.nn.functional.layer_norm(x, x.shape[-1:], weight, bias, epsilon)
+
+    def add(self, x: Tensor, y: Tensor, name: str) -> Tensor:
+        """See Ops."""
+        return x + y
+
+    def scale(self, x: Tensor, factor: float, name: str) -> Tensor:
+        """See Ops."""
+        return x * factor
+
+    def soft_cap(self, x: Tensor, cap: float, name: str) -> Tensor:
+        """See Ops."""
+        return torch.tanh(x / cap) * cap
+
+    def add_positions(self, x: Tensor, name: str) -> Tensor:
+        """See Ops."""
+        return x + _tensor(self._dense(name)[self._tokens - x.shape[1] : self._tokens])
+
     def attention(self, qkv: Tensor, layer: int, attention: Attention) -> Tensor:
         """See Ops. The cache grows by the new tokens."""
         batch, tokens, _ = qkv.shape
         parts = qkv.split([attention.query_width, attention.kv_width, attention.kv_width], -1)
-        q, k, v = (part.view(batch, tokens, -1, attention.head_dim).transpose(1, 2) for part in parts)
+        q, k, v = (
+            part.reshape(batch, tokens, -1, attention.head_dim) for part in self._normed(parts, layer, attention)
+        )
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
         past = self._cache[layer][0].shape[2] if layer in self._cache else 0
-        q, k = self._rotate(q, past), self._rotate(k, past)  # (batch, heads, tokens, head_dim)
+        q, k = self._rotate(q, attention, past), self._rotate(k, attention, past)  # (batch, heads, tokens, head_dim)
         if past:
             k, v = (torch.cat(pair, 2) for pair in zip(self._cache[layer], (k, v), strict=True))
         self._cache[layer] = k, v
@@ -103,18 +139,53 @@ class TorchOps:
         mixed: Tensor = torch.softmax(scores, -1) @ v
         return mixed.transpose(1, 2).reshape(batch, tokens, attention.query_width)
 
-    def _rotate(self, x: Tensor, past: int) -> Tensor:
+    def _normed(self, parts: tuple[Tensor, ...], layer: int, attention: Attention) -> tuple[Tensor, ...]:
+        """Queries and keys through their norms; (batch, tokens, width) each."""
+        if attention.qk_norm is None:
+            return parts
+        epsilon, normed = attention.qk_norm.epsilon, []
+        for part, name in zip(parts, qk_norm_names(layer), strict=False):
+            heads = part.unflatten(-1, (-1, attention.head_dim)) if attention.qk_norm.per_head else part
+            normed.append(self.rms_norm(heads, name, epsilon).reshape(part.shape))
+        return (*normed, parts[2])
+
+    def _rotate(self, x: Tensor, attention: Attention, past: int) -> Tensor:
         """Rotate each pair (i, i + head_dim / 2) of x (batch, heads, tokens, head_dim) by its position."""
-        cosines = self._cosines[past : past + x.shape[2]]
-        sines = self._sines[past : past + x.shape[2]]
+        if attention.rope is None:
+            return x
+        cosines, sines = (table[past : past + x.shape[2]] for table in self._rotary(attention.rope, attention.head_dim))
         first, second = x.chunk(2, -1)
         return torch.cat([first * cosines - second * sines, second * cosines + first * sines], -1)
+
+    def _rotary(self, rope: Rope, head_dim: int) -> tuple[Tensor, Tensor]:
+        if (rope, head_dim) not in self._tables:
+            cosines, sines = map(torch.from_numpy, rotary_tables(rope, head_dim, self._context))
+            self._tables[rope, head_dim] = cosines, sines
+        return self._tables[rope, head_dim]
 
     def gated(self, gate_up: Tensor, activation: str) -> Tensor:
         """See Ops."""
         gate, up = gate_up.chunk(2, -1)
-        assert activation == "silu", activation
-        return torch.nn.functional.silu(gate) * up
+        return _ACTIVATIONS[activation](gate) * up
+
+    def activate(self, x: Tensor, activation: str) -> Tensor:
+        """See Ops."""
+        return _ACTIVATIONS[activation](x)
+
+    def experts(self, x: Tensor, layer: int, mlp: Mlp) -> Tensor:
+        """See Ops."""
+        return every_expert(self, x, layer, mlp)
+
+    def route(self, logits: Tensor, layer: int, experts: Experts) -> Tensor:
+        """See Ops."""
+        values, chosen = torch.softmax(logits, -1).topk(experts.active, -1)
+        if experts.renormalise:
+            values = values / values.sum(-1, keepdim=True)
+        return torch.zeros_like(logits).scatter(-1, chosen, values)
+
+    def weigh(self, x: Tensor, weights: Tensor, layer: int, expert: int) -> Tensor:
+        """See Ops."""
+        return x * weights[..., expert : expert + 1]
 
     def last_token(self, x: Tensor) -> Tensor:
         """Every token from ``first`` on."""

@@ -16,11 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..errors import InputError
 from ..quantize.store import CanonicalTensor, Weights, bias_of
 from ..quantize.tensor import QuantizedTensor, to_scale_grid
 from .batched import Batched, Kept, one_thread_each
-from .config import Attention, ModelConfig
-from .decoder import decoder
+from .config import Attention, Experts, Mlp, ModelConfig
+from .decoder import decoder, every_expert
 from .inventory import take_inventory
 from .to_torch import TorchOps
 
@@ -66,7 +67,11 @@ def tune(
     quantised  canonical weights
     tokens     ids to learn from (sequences, tokens), SEQUENCES_PER_STEP at a time
     step       called ``tuning_steps`` times
+
+    Raises InputError for a model whose logits are soft-capped.
     """
+    if config.logits_softcap is not None:
+        raise InputError("the method tuned does not know soft-capped logits; take a recipe without -tuned")
     trained = _start(quantised, config)
     parameters = list(trained.changes.values())
     optimiser = torch.optim.Adam(parameters, lr=learning_rate, betas=_BETAS)
@@ -106,7 +111,8 @@ def _start(quantised: Weights, config: ModelConfig) -> _Trained:
         tensor = quantised[name]
         if isinstance(tensor, QuantizedTensor) and name not in ("model.embed_tokens.weight", config.head_name):
             codes[name], scales[name] = torch.from_numpy(tensor.codes), torch.from_numpy(tensor.scales)
-        elif not isinstance(tensor, QuantizedTensor) and tensor.ndim == 1:
+        elif name.endswith("norm.weight") and not name.endswith(("q_norm.weight", "k_norm.weight")):
+            assert not isinstance(tensor, QuantizedTensor), f"{name} is never quantised"
             norms[name] = torch.from_numpy(np.array(tensor, np.float32))
     changes = {name: torch.zeros_like(value, requires_grad=True) for name, value in (scales | norms).items()}
     head, kind = quantised[config.head_name], _product_type()
@@ -224,6 +230,27 @@ class _TunedOps:
         total = x + residual
         return self.rms_norm(total, name, epsilon), total
 
+    def layer_norm(self, x: Tensor, name: str, epsilon: float) -> Tensor:
+        """See Ops. The weight is part of what is trained, the bias is not."""
+        bias = torch.from_numpy(np.array(bias_of(self._fixed, name), np.float32))
+        return (self._ops.layer_norm(x, name, epsilon) - bias) * (1 + self._trained.changes[name]) + bias
+
+    def add(self, x: Tensor, y: Tensor, name: str) -> Tensor:
+        """See Ops."""
+        return x + y
+
+    def scale(self, x: Tensor, factor: float, name: str) -> Tensor:
+        """See Ops."""
+        return x * factor
+
+    def soft_cap(self, x: Tensor, cap: float, name: str) -> Tensor:
+        """See Ops."""
+        return self._ops.soft_cap(x, cap, name)
+
+    def add_positions(self, x: Tensor, name: str) -> Tensor:
+        """See Ops."""
+        return self._ops.add_positions(x, name)
+
     def attention(self, qkv: Tensor, layer: int, attention: Attention) -> Tensor:
         """See Ops."""
         return self._ops.attention(qkv, layer, attention)
@@ -231,6 +258,22 @@ class _TunedOps:
     def gated(self, gate_up: Tensor, activation: str) -> Tensor:
         """See Ops."""
         return self._ops.gated(gate_up, activation)
+
+    def activate(self, x: Tensor, activation: str) -> Tensor:
+        """See Ops."""
+        return self._ops.activate(x, activation)
+
+    def experts(self, x: Tensor, layer: int, mlp: Mlp) -> Tensor:
+        """See Ops."""
+        return every_expert(self, x, layer, mlp)
+
+    def route(self, logits: Tensor, layer: int, experts: Experts) -> Tensor:
+        """See Ops."""
+        return self._ops.route(logits, layer, experts)
+
+    def weigh(self, x: Tensor, weights: Tensor, layer: int, expert: int) -> Tensor:
+        """See Ops."""
+        return self._ops.weigh(x, weights, layer, expert)
 
     def last_token(self, x: Tensor) -> Tensor:
         """See Ops."""

@@ -57,7 +57,13 @@ class Recipe:
     method: str = "rtn"
 
     def format_of(self, name: str) -> Format:
-        """The format of the weight with this checkpoint name."""
+        """The format of the weight with this checkpoint name.
+
+        Learned positions and the routers of experts stay dense: the first are added as they are, the second decide
+        which weights are right, and both are small.
+        """
+        if name == "model.embed_positions.weight" or name.endswith(".mlp.gate.weight"):
+            return Format("fp32" if self.linear.kind == "fp32" else "fp16")
         chosen = self.embedding if name in _TABLES else self.linear
         for pattern, override in self.overrides.items():
             if fnmatchcase(name, pattern):

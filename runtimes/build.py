@@ -12,8 +12,9 @@ from typing import Any
 
 from .._version import __version__
 from ..errors import InputError, ParityError
+from ..export.adapters import ADAPTER_WEIGHTS
 from ..export.apple import FUNCTIONS
-from ..export.bundle import FileEntry, Manifest, fingerprint, hash_file, hash_folder, staging, write_manifest
+from ..export.bundle import Manifest, fingerprint, hash_file, hash_folder, staging, write_manifest
 from ..export.canonical import TensorError, check_formats, check_patterns
 from ..export.check import check_tensors
 from ..export.checkpoint import Checkpoint
@@ -73,7 +74,7 @@ class ExportReport:
 
 def export(
     model: str,
-    output: Path,
+    output: str | Path,
     *,
     to: Sequence[str] = ("onnx",),
     recipe: str = "int4",
@@ -81,6 +82,7 @@ def export(
     budget: Budget | None = None,
     context: int | None = None,
     coreml_shapes: str = "fixed",
+    adapters: Sequence[str] = (),
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> ExportReport:
@@ -91,17 +93,19 @@ def export(
     context        tokens that the artifacts' caches hold; None is 2048, or the model's own limit if that is less
     coreml_shapes  "fixed": functions for a chunk of the prompt and for one token, as the Neural Engine wants them;
                    "flexible": one function for any number of tokens, as swift-transformers calls it
+    adapters       folders of LoRA adapters to merge first, ``DIR`` or ``DIR=WEIGHT``
 
     Raises InputError for anything that cannot be exported, ParityError if an artifact fails its certificate. In both
     cases nothing is left at ``output`` that was not there before.
     """
+    output = Path(output)
     check_reference()
     targets = [get_target(name) for name in dict.fromkeys(to)]
     if not targets:
         raise InputError("name at least one target with --to")
     if coreml_shapes not in FUNCTIONS:
         raise InputError(f"coreml_shapes must be one of {', '.join(FUNCTIONS)}, it is {coreml_shapes!r}")
-    opened = _open(model, recipe, context, calibration)
+    opened = _open(model, recipe, context, calibration, adapters)
     with staging(output, overwrite) as folder:
         notes = _write_texts(opened, folder)
         if budget is not None:
@@ -117,12 +121,13 @@ def export(
     return ExportReport(output, certificate, tuple(worst))
 
 
-def _open(model: str, recipe: str, context: int | None, calibration: Path | None) -> _Model:
+def _open(model: str, recipe: str, context: int | None, calibration: Path | None, adapters: Sequence[str]) -> _Model:
     """Everything that can be refused is refused here, before any work is done."""
     chosen = load_recipe(recipe)
     limits(chosen.thresholds)
-    checkpoint = open_checkpoint(model)
-    config = parse_config(checkpoint.config)
+    checkpoint = open_checkpoint(model, adapters)
+    limit = parse_config(checkpoint.config).max_position_embeddings
+    config = parse_config(checkpoint.config, context or min(DEFAULT_CONTEXT, limit))
     check_tensors(checkpoint, config)
     check_formats(checkpoint, list(checkpoint.names()), chosen)
     check_patterns(checkpoint, list(checkpoint.names()), chosen)
@@ -267,7 +272,10 @@ def _manifest(
     certificate: Certificate,
     notes: tuple[str, ...],
 ) -> Manifest:
-    source: dict[str, FileEntry] = {path.name: hash_file(path) for path in model.checkpoint.files}
+    source = {path.name: hash_file(path) for path in model.checkpoint.files if path.name != ADAPTER_WEIGHTS}
+    for path in model.checkpoint.files:
+        if path.name == ADAPTER_WEIGHTS:  # all adapters' files are called the same
+            source[f"{path.parent.name}/{path.name}"] = hash_file(path)
     return Manifest(
         pocketlm=__version__,
         name=model.name,
@@ -279,7 +287,7 @@ def _manifest(
         licence=model.checkpoint.licence,
         weights=fingerprints,
         quantization={error.name: round(error.relative_error, 6) for error in errors},
-        notes=notes,
+        notes=(*notes, *model.checkpoint.changes),
         files=hash_folder(folder),
         certificate=certificate.to_json(),
     )

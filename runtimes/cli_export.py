@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ..errors import InputError
-from .cli_shared import TARGET_NAMES, examples, json_option, print_json, progress_for, show_certificate
+from .cli_shared import TARGET_NAMES, adapter_option, examples, json_option, print_json, progress_for, show_certificate
 
 
 @click.command(
@@ -45,6 +45,7 @@ from .cli_shared import TARGET_NAMES, examples, json_option, print_json, progres
     help="Core ML functions: decode and prefill of fixed shapes, for phones; or one for any number of tokens, as "
     "swift-transformers calls it.",
 )
+@adapter_option
 @click.option("--overwrite", is_flag=True, help="Replace the bundle if it is there.")
 @json_option
 def export_command(
@@ -57,6 +58,7 @@ def export_command(
     size: str | None,
     context: int | None,
     coreml_shapes: str,
+    adapter: tuple[str, ...],
     overwrite: bool,
     as_json: bool,
 ) -> None:
@@ -79,6 +81,7 @@ def export_command(
         budget=budget,
         context=context,
         coreml_shapes=coreml_shapes,
+        adapters=adapter,
         overwrite=overwrite,
         progress=progress_for(as_json),
     )

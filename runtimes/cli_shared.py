@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
 TARGET_NAMES = ("onnx", "executorch", "coreml")
 
+adapter_option = click.option(
+    "--adapter", multiple=True, metavar="DIR[=WEIGHT]", help="LoRA adapter to merge first; may be repeated."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts, and no progress.")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ..errors import ParityError
-from .cli_shared import TARGET_NAMES, examples, json_option, print_json, progress_for, show_certificate
+from .cli_shared import TARGET_NAMES, adapter_option, examples, json_option, print_json, progress_for, show_certificate
 
 
 @click.command(
@@ -23,11 +23,18 @@ from .cli_shared import TARGET_NAMES, examples, json_option, print_json, progres
     "--target", multiple=True, type=click.Choice(TARGET_NAMES), help="Only these.  [default: all in the bundle]"
 )
 @click.option("--reference", help="The source model, to measure quantization and total again.")
+@adapter_option
 @click.option("--no-hashes", is_flag=True, help="Judge files that were changed since the export as they are.")
 @click.option("--junit", type=click.Path(path_type=Path), help="Write JUnit XML for CI.")
 @json_option
 def verify_command(
-    bundle: Path, target: tuple[str, ...], reference: str | None, no_hashes: bool, junit: Path | None, as_json: bool
+    bundle: Path,
+    target: tuple[str, ...],
+    reference: str | None,
+    adapter: tuple[str, ...],
+    no_hashes: bool,
+    junit: Path | None,
+    as_json: bool,
 ) -> None:
     """Prove that a bundle's artifacts compute what their model computes.
 
@@ -38,7 +45,9 @@ def verify_command(
 
     if junit is not None:
         check_junit(junit)
-    certificate = verify(bundle, target, reference, hashes=not no_hashes, progress=progress_for(as_json))
+    certificate = verify(
+        bundle, target, reference, adapters=adapter, hashes=not no_hashes, progress=progress_for(as_json)
+    )
     if junit is not None:
         write_junit(junit, certificate)
     if as_json:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import numpy as np
 
 from ..export import apple
-from ..export.config import ModelConfig, rotary_tables
-from ..export.decoder import attention_names
+from ..export.config import Attention, ModelConfig
+from ..export.decoder import attention_names, qk_norm_names
+from ..export.rope import rotary_tables
 from ..quantize.tensor import QuantizedTensor
 from .mil_graph import Graph
 from .mil_package import Step
 
 
-def read_attention(graph: Graph, layer: int) -> dict[str, float]:
+def read_attention(graph: Graph, layer: int, attention: Attention) -> dict[str, float]:
     """Heads, scale, window and soft cap of a layer, named as ``export.inventory`` names them."""
     (query, key, _), _ = attention_names(layer)
     prefix = query.removesuffix(".q_proj.weight") + ":"
-    heads, kv_heads = (_heads(graph, name) for name in (query, key))
+    by_row = attention.qk_norm is not None and not attention.qk_norm.per_head
+    sources = qk_norm_names(layer) if by_row else (query, key)
+    heads, kv_heads = (_heads(graph, name, "" if by_row else "_output") for name in sources)
     read = _widened(graph, graph.producers[f"layers_{layer}_{apple.KEY_CACHE}_read"])
     scale, softcap, mask = _read_scores(graph, read, prefix)
     return {
@@ -25,6 +28,7 @@ def read_attention(graph: Graph, layer: int) -> dict[str, float]:
         prefix + "scale": scale,
         prefix + "window": _window(graph, mask, prefix),
         prefix + "softcap": softcap,
+        prefix + "rotary tables": attention.rope is not None,  # or ``check_rotation`` has complained
     }
 
 
@@ -32,19 +36,26 @@ def _read_scores(graph: Graph, key: str, what: str) -> tuple[float, float, str]:
     """Scale, soft cap and mask of (q * scale) . k + mask, or of tanh((q * scale) . k / cap) * cap + mask."""
     scores = graph.user(key, "matmul", what)
     scale = float(graph.constant(graph.producer(scores, "x", "mul", what), "y", what))
-    bent, cap = scores, 0.0
-    if graph.users(scores.outputs[0], "real_div"):
-        divided = graph.user(scores.outputs[0], "real_div", what)
-        bent = graph.user(graph.user(divided.outputs[0], "tanh", what).outputs[0], "mul", what)
-        cap = float(graph.constant(bent, "y", what))
-        if float(graph.constant(divided, "y", what)) != cap:
-            raise graph.fail(f"{what} scores are divided by another soft cap than they are multiplied with")
-    return scale, cap, str(graph.user(bent.outputs[0], "add", what).inputs["y"])
+    value, cap = scores.outputs[0], 0.0
+    if graph.users(value, "real_div"):
+        cap, value = read_soft_cap(graph, value, what)
+    return scale, cap, str(graph.user(value, "add", what).inputs["y"])
 
 
-def _heads(graph: Graph, name: str) -> int:
-    """How many heads a projection is cut into."""
-    output = apple.identifier(name.removesuffix(".weight")) + "_output"
+def read_soft_cap(graph: Graph, scores: str, what: str) -> tuple[float, str]:
+    """The cap of tanh(scores / cap) * cap, and the value that is."""
+    divided = graph.user(scores, "real_div", what)
+    bent = graph.user(divided.outputs[0], "tanh", what)
+    widened = graph.user(bent.outputs[0], "mul", what)
+    cap = float(graph.constant(widened, "y", what))
+    if float(graph.constant(divided, "y", what)) != cap:
+        raise graph.fail(f"{what} scores are divided by another soft cap than they are multiplied with")
+    return cap, widened.outputs[0]
+
+
+def _heads(graph: Graph, name: str, ending: str) -> int:
+    """How many heads a projection, or its norm, is cut into."""
+    output = apple.identifier(name.removesuffix(".weight")) + ending
     after = graph.users(output, "add")
     reshaped = graph.user(after[0].outputs[0] if after else output, "reshape", name)
     shape = [int(size) for size in graph.constant(reshaped, "shape", name)]
@@ -69,12 +80,48 @@ def _window(graph: Graph, mask: str, what: str) -> int:
 
 def check_rotation(graph: Graph, config: ModelConfig) -> None:
     """Raise InputError unless the rotary tables are those of the configuration."""
-    attention, slots = config.attention, graph.function.states[apple.KEY_CACHE][2]
-    tables = rotary_tables(attention.rope, attention.head_dim, slots)
-    for name, table in zip(("rotary_cosines", "rotary_sines"), tables, strict=True):
-        stored = graph.tensor(name, name).value
-        if isinstance(stored, (QuantizedTensor, str)) or not np.array_equal(stored, table):
-            raise graph.fail(f"{name} is not what the configuration asks for")
+    slots = graph.function.states[apple.KEY_CACHE][2]
+    for (rope, head_dim), names in apple.rotary_names(config).items():
+        for name, table in zip(names, rotary_tables(rope, head_dim, slots), strict=True):
+            stored = graph.tensor(name, name).value
+            if isinstance(stored, (QuantizedTensor, str)) or not np.array_equal(stored, table):
+                raise graph.fail(f"{name} is not what the configuration asks for")
+    for layer, features in enumerate(config.layers):
+        _check_rotated(graph, config, layer, features.attention)
+
+
+def _check_rotated(graph: Graph, config: ModelConfig, layer: int, attention: Attention) -> None:
+    """The layer's keys are rotated by its own tables, or by none: walk back from the cache to the projection."""
+    step = graph.producers.get(f"layers_{layer}_{apple.KEY_CACHE}_rows")
+    used: set[str] = set()
+    while step is not None and step.kind != "linear":
+        if step.kind == "add":
+            used |= _tables_behind(graph, step)
+        step = graph.producers.get(str(step.inputs.get("update", step.inputs.get("x"))))
+    names = apple.rotary_names(config)
+    wanted = () if attention.rope is None else names[attention.rope, attention.head_dim]
+    if used != set(wanted):
+        found = ", ".join(sorted(used)) or "nothing"
+        raise graph.fail(f"layer {layer}'s keys are rotated by {found} instead of {', '.join(wanted) or 'nothing'}")
+
+
+def _tables_behind(graph: Graph, rotated: Step) -> set[str]:
+    """The rotary tables that an addition's two products take: mul <- expand_dims <- concat <- ... <- gather."""
+    tables, waiting = set(), [str(rotated.inputs[key]) for key in ("x", "y")]
+    for _ in range(8):  # as many operations lie between, at most
+        made = [graph.producers[value] for value in waiting if value in graph.producers]
+        tables |= {str(step.inputs["x"]) for step in made if step.kind == "gather"}
+        waiting = [value for step in made if step.kind != "gather" for value in _table_side(step)]
+    return {name for name in tables if name.startswith("rotary_")}
+
+
+def _table_side(step: Step) -> list[str]:
+    """The inputs of an operation between a table and a rotation."""
+    if step.kind == "mul":
+        return [str(step.inputs["y"]), str(step.inputs["x"])] if step.name.startswith("mul") else []
+    if step.kind == "concat":
+        return [str(value) for value in step.inputs["values"]]
+    return [str(step.inputs["x"])] if step.kind in ("expand_dims", "cast") else []
 
 
 def check_cache(graph: Graph, config: ModelConfig) -> None:

@@ -53,7 +53,8 @@ def _trace(
     }
     parts = {name: fused.get(name, [apple.identifier(name)]) for name in names}
     parts[EMBEDDING.removesuffix(".weight")] = ["embedding"]
-    parts[f"{fused_name((config.head_name,))}.output"] = [apple.LOGITS]
+    if config.logits_scale == 1 and config.logits_softcap is None:
+        parts[f"{fused_name((config.head_name,))}.output"] = [apple.LOGITS]
     wanted = [part for group in parts.values() for part in group]
     values = interpret(Interpreter(folder / PACKAGE, exact=True), tokens, wanted)
     return {name: np.concatenate([values[part] for part in group], -1) for name, group in parts.items()}

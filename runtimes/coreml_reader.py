@@ -13,11 +13,12 @@ import numpy as np
 
 from ..errors import InputError
 from ..export import apple
-from ..export.config import EMBEDDING, ModelConfig
+from ..export.config import EMBEDDING, POSITIONS, ModelConfig
+from ..export.decoder import expert_names, mlp_names
 from ..export.inventory import take_inventory
 from ..quantize.store import CanonicalTensor
 from ..quantize.tensor import QuantizedTensor
-from .coreml_attention import check_cache, check_rotation, read_attention
+from .coreml_attention import check_cache, check_rotation, read_attention, read_soft_cap
 from .coreml_session import PACKAGE
 from .mil_graph import Graph
 from .mil_package import Constant, MilPackage, Step
@@ -37,6 +38,7 @@ def read_back(folder: Path, config: ModelConfig) -> ReadBack:
     for graph in graphs:
         check_cache(graph, config)
         check_rotation(graph, config)
+        check_activations(graph, config)
         for name, value in read_constants(graph, config).items():
             if constants.setdefault(name, value) != value:
                 raise InputError(
@@ -75,9 +77,10 @@ def _find_weights(graph: Graph, config: ModelConfig) -> dict[str, Constant]:
     for name in inventory.weights:
         value = apple.identifier(name)
         found[name] = graph.tensor(value, name)
-        kinds = {step.kind for kind in ("linear", "mul", "gather") for step in graph.users(value, kind)}
+        kinds = {step.kind for kind in ("linear", "mul", "gather", "add") for step in graph.users(value, kind)}
         linear = any(name in names for names in inventory.linears)
-        wanted = ({"linear"} if linear else set()) | ({"gather"} if name == EMBEDDING else set())
+        wanted = ({"linear"} if linear else set()) | ({"gather"} if name in (EMBEDDING, POSITIONS) else set())
+        wanted |= {"add"} if name.endswith("norm.bias") else set()
         if kinds != (wanted or {"mul"}):
             raise graph.fail(f"{name} is used by {', '.join(sorted(kinds)) or 'nothing'}")
         if linear:
@@ -105,9 +108,63 @@ def read_constants(graph: Graph, config: ModelConfig) -> dict[str, float]:
         for name in inventory.weights
         if f"{name}:epsilon" in inventory.constants
     }
-    for layer in range(config.num_hidden_layers):
-        found |= read_attention(graph, layer)
+    for layer, features in enumerate(config.layers):
+        found |= read_attention(graph, layer, features.attention)
+        if features.mlp.experts is not None:
+            found |= _read_router(graph, layer)
+    for name in inventory.constants:
+        owner, _, what = name.rpartition(":")
+        if name not in found and what == "scale":
+            found[name] = float(graph.constant(_made(graph, owner, "scaled"), "y", owner))
+        elif name not in found and what == "softcap":
+            divided = graph.producer(
+                graph.producer(_made(graph, owner, "capped"), "x", "tanh", owner), "x", "real_div", owner
+            )
+            found[name] = read_soft_cap(graph, str(divided.inputs["x"]), owner)[0]
     return found
+
+
+def _made(graph: Graph, owner: str, how: str) -> Step:
+    """The multiplication that scales or caps something; the last operation of a program is called after its output."""
+    names = [f"{apple.identifier(owner)}_{how}"] + ([apple.LOGITS] if owner == "logits" else [])
+    made = next((graph.producers[name] for name in names if name in graph.producers), None)
+    if made is None or made.kind != "mul":
+        raise graph.fail(f"{owner} is not {how}")
+    return made
+
+
+def _read_router(graph: Graph, layer: int) -> dict[str, float]:
+    """How many experts a token goes to, and whether their weights are made to sum to 1."""
+    what, name = f"model.layers.{layer}.mlp", f"model_layers_{layer}_mlp"
+    spread = graph.producers.get(f"{name}_weights")
+    if spread is None or spread.kind != "scatter_along_axis":
+        raise graph.fail(f"{what} has no weights of experts")
+    shares = graph.producers[str(spread.inputs["updates"])]
+    chosen = graph.producer(shares, "x", "topk", what) if shares.kind == "real_div" else shares
+    if chosen.kind != "topk" or str(spread.inputs["indices"]) != chosen.outputs[1]:
+        raise graph.fail(f"{what} does not put the weights of the chosen experts where they belong")
+    return {
+        f"{what}:active experts": float(graph.constant(chosen, "k", what)),
+        f"{what}:renormalise": shares.kind == "real_div",
+    }
+
+
+def check_activations(graph: Graph, config: ModelConfig) -> None:
+    """Raise InputError unless each MLP bends its values as the configuration says: the kinds differ by little."""
+    for layer, features in enumerate(config.layers):
+        mlp = features.mlp
+        count = 0 if mlp.experts is None else mlp.experts.count
+        groups = [expert_names(layer, expert, mlp) for expert in range(count)] or [mlp_names(layer, mlp)]
+        for first, _ in groups:
+            value = apple.identifier(first[0].removesuffix(".weight")) + "_output"
+            added = graph.users(value, "add")
+            value = added[0].outputs[0] if added else value
+            if mlp.activation == "silu":
+                graph.user(value, "silu", first[0])
+                continue
+            mode = graph.function.constants[str(graph.user(value, "gelu", first[0]).inputs["mode"])].value
+            if mode != {"gelu": "EXACT", "gelu_tanh": "TANH_APPROXIMATION"}[mlp.activation]:
+                raise graph.fail(f"{first[0]}: gelu is {mode}, the model has {mlp.activation}")
 
 
 def _read_epsilon(graph: Graph, name: str) -> float:

@@ -113,11 +113,12 @@ def _open(
         return checkpoint, config, Tokenizer(checkpoint.tokenizer_files()["tokenizer.json"].decode("utf-8"))
     if recipes:
         raise InputError(f"{subject}: is quantised already; for other recipes name the model that it was made from")
-    config, tokenizer = parse_config(read_manifest(Path(subject)).config), load_tokenizer(Path(subject))
+    manifest = read_manifest(Path(subject))
+    config, tokenizer = parse_config(manifest.config, manifest.context), load_tokenizer(Path(subject))
     if reference is None:
         return None, config, tokenizer
     checkpoint = open_checkpoint(reference)
-    if parse_config(checkpoint.config) != config:
+    if parse_config(checkpoint.config, manifest.context) != config:
         raise InputError(f"{reference}: is not the model that {subject} was made from; their configurations differ")
     check_tensors(checkpoint, config)
     return checkpoint, config, tokenizer

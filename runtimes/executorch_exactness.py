@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..export.config import EMBEDDING, Attention, ModelConfig
-from ..export.decoder import decoder
+from ..export.config import EMBEDDING, Attention, Experts, Mlp, ModelConfig
+from ..export.decoder import decoder, every_expert
 from ..export.executorch_file import MODEL_FILE, PteFile
 from ..export.executorch_graph import TOKENS, divide
 from ..export.executorch_graph import Tensor as Recorded
@@ -74,11 +74,11 @@ def one_layer_exactness(config: ModelConfig, weights: Weights, layers: Sequence[
     ``model.layers.N``.
     """
     count = config.num_hidden_layers
-    excerpt = replace(config, num_hidden_layers=1, vocab_size=min(config.vocab_size, _ROWS))
-    tokens = np.random.default_rng(0).integers(0, excerpt.vocab_size, (1, _TOKENS))
+    vocabulary = min(config.vocab_size, _ROWS)
+    tokens = np.random.default_rng(0).integers(0, vocabulary, (1, _TOKENS))
     found: dict[str, float] = {}
     for layer in sorted({0, count // 2, count - 1}) if layers is None else layers:
-        part = Excerpt(weights, layer)
+        part, excerpt = Excerpt(weights, layer), replace(config, layers=(config.layers[layer],), vocab_size=vocabulary)
         for name, deviation in operation_deviations(excerpt, part, tokens).items():
             named = name.replace("model.layers.0.", f"model.layers.{layer}.")
             found[named] = max(deviation, found.get(named, 0.0))
@@ -194,13 +194,38 @@ class Witness:
 
         return self._compare(name.removesuffix(".weight"), expected, [x, residual], write), total
 
+    def layer_norm(self, x: Tensor, name: str, epsilon: float) -> Tensor:
+        """See Ops."""
+        expected = self._reference.layer_norm(x, name, epsilon)
+        label = name.removesuffix(".weight")
+        return self._compare(label, expected, [x], lambda ops, given: ops.layer_norm(given[0], name, epsilon))
+
+    def add(self, x: Tensor, y: Tensor, name: str) -> Tensor:
+        """See Ops."""
+        return self._compare(name, x + y, [x, y], lambda ops, given: ops.add(given[0], given[1], name))
+
+    def scale(self, x: Tensor, factor: float, name: str) -> Tensor:
+        """See Ops."""
+        expected = self._reference.scale(x, factor, name)
+        return self._compare(f"{name}.scaled", expected, [x], lambda ops, given: ops.scale(given[0], factor, name))
+
+    def soft_cap(self, x: Tensor, cap: float, name: str) -> Tensor:
+        """See Ops."""
+        expected = self._reference.soft_cap(x, cap, name)
+        return self._compare(f"{name}.capped", expected, [x], lambda ops, given: ops.soft_cap(given[0], cap, name))
+
+    def add_positions(self, x: Tensor, name: str) -> Tensor:
+        """See Ops."""
+        expected = self._reference.add_positions(x, name)
+        return self._compare(name, expected, [x], lambda ops, given: ops.add_positions(given[0], name))
+
     def attention(self, qkv: Tensor, layer: int, attention: Attention) -> Tensor:
         """See Ops. In three calls, the later ones over the cache of the earlier."""
         expected = self._reference.attention(qkv, layer, attention)
 
         def write(ops: ExecuTorchOps, given: list[Value]) -> Value:
             q, k, v = (ops.compute(value) for value in given)
-            return ops.attend(q, k, v, attention)
+            return ops.attend(q, k, v, layer, attention)
 
         widths = [attention.query_width, attention.kv_width, attention.kv_width]
         return self._compare(f"model.layers.{layer}.self_attn", expected, list(qkv.split(widths, -1)), write)
@@ -210,9 +235,28 @@ class Witness:
         expected = self._reference.gated(gate_up, activation)
 
         def write(ops: ExecuTorchOps, given: list[Value]) -> Value:
-            return ops.gate(ops.compute(given[0]), ops.compute(given[1]))
+            return ops.gate(ops.compute(given[0]), ops.compute(given[1]), activation)
 
         return self._compare(f"{activation} gate", expected, list(gate_up.chunk(2, -1)), write)
+
+    def activate(self, x: Tensor, activation: str) -> Tensor:
+        """See Ops."""
+        expected = self._reference.activate(x, activation)
+        return self._compare(activation, expected, [x], lambda ops, given: ops.activate(given[0], activation))
+
+    def experts(self, x: Tensor, layer: int, mlp: Mlp) -> Tensor:
+        """See Ops."""
+        return every_expert(self, x, layer, mlp)
+
+    def route(self, logits: Tensor, layer: int, experts: Experts) -> Tensor:
+        """See Ops."""
+        expected = self._reference.route(logits, layer, experts)
+        label = f"model.layers.{layer}.mlp.gate weights"
+        return self._compare(label, expected, [logits], lambda ops, given: ops.route(given[0], layer, experts))
+
+    def weigh(self, x: Tensor, weights: Tensor, layer: int, expert: int) -> Tensor:
+        """See Ops."""
+        return self._reference.weigh(x, weights, layer, expert)
 
     def last_token(self, x: Tensor) -> Tensor:
         """See Ops. All of them."""

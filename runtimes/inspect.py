@@ -126,7 +126,10 @@ def _inspect_package(path: Path) -> dict[str, Any]:
 def _inspect_checkpoint(path: str) -> dict[str, Any]:
     checkpoint = open_checkpoint(path)
     config = parse_config(checkpoint.config)
-    attention = config.attention
+    heads = dict.fromkeys(
+        f"{a.heads} ({a.kv_heads} for keys and values) of {a.head_dim}"
+        for a in (lay.attention for lay in config.layers)
+    )
     shapes = {name: checkpoint.shape(name) for name in checkpoint.names()}
     return {
         "kind": "checkpoint",
@@ -135,7 +138,7 @@ def _inspect_checkpoint(path: str) -> dict[str, Any]:
         "tensors": len(shapes),
         "layers": config.num_hidden_layers,
         "hidden_size": config.hidden_size,
-        "heads": f"{attention.heads} ({attention.kv_heads} for keys and values) of {attention.head_dim}",
+        "heads": ", ".join(heads),
         "vocab_size": config.vocab_size,
         "tied_embedding": config.tie_word_embeddings,
         "longest_context": config.max_position_embeddings,

@@ -7,6 +7,7 @@ Floating point values are float32, whatever the program calls them: the interpre
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -48,6 +49,40 @@ def silu(x: Array) -> Array:
     return result
 
 
+def gelu(x: Array, mode: Any = "EXACT") -> Array:
+    """x * Phi(x), or Hendrycks and Gimpel's approximation of it with tanh."""
+    if str(mode) == "TANH_APPROXIMATION":
+        inner = np.float32((2 / np.pi) ** 0.5) * (x + np.float32(0.044715) * x**3)
+        result: Array = np.float32(0.5) * x * (1 + np.tanh(inner))
+        return result
+    if str(mode) != "EXACT":
+        raise NotImplementedError(f"gelu in mode {mode}")
+    exact: Array = (0.5 * x * (1 + np.asarray(_erf(x / 2**0.5), np.float64))).astype(np.float32)
+    return exact
+
+
+_erf = np.frompyfunc(math.erf, 1, 1)
+
+
+def topk(x: Array, k: Any, axis: Any = -1, ascending: Any = False, **options: Any) -> list[Array]:
+    """The k largest values along ``axis`` and where they are, the largest first."""
+    if ascending or not options.get("sort", True) or not options.get("return_indices", True):
+        raise NotImplementedError("topk of the smallest, unsorted, or without indices")
+    order = np.argsort(-x, axis=int(axis), kind="stable").take(range(int(k)), axis=int(axis))
+    return [np.take_along_axis(x, order, int(axis)), order.astype(np.int32)]
+
+
+def scatter_along_axis(
+    data: Array, indices: Array, updates: Array, axis: Any = 0, mode: Any = "add", validate_indices: Any = False
+) -> Array:
+    """data with values replaced at these places of ``axis``."""
+    if str(mode) != "update":
+        raise NotImplementedError(f"scatter_along_axis in mode {mode}")
+    result = data.copy()
+    np.put_along_axis(result, indices, updates, int(axis))
+    return result
+
+
 def rsqrt(x: Array, epsilon: Any = 1e-12) -> Array:
     """1 / sqrt(x + epsilon)."""
     result: Array = 1 / np.sqrt(x + np.float32(epsilon))
@@ -57,6 +92,12 @@ def rsqrt(x: Array, epsilon: Any = 1e-12) -> Array:
 def reduce_mean(x: Array, axes: Any = None, keep_dims: Any = False) -> Array:
     """Mean over ``axes``; over all if there are none."""
     result: Array = x.mean(axis=_axes(axes), keepdims=bool(keep_dims), dtype=np.float32)
+    return result
+
+
+def reduce_sum(x: Array, axes: Any = None, keep_dims: Any = False) -> Array:
+    """Sum over ``axes``; over all if there are none."""
+    result: Array = x.sum(axis=_axes(axes), keepdims=bool(keep_dims), dtype=np.float32)
     return result
 
 
@@ -200,6 +241,7 @@ OPERATIONS: Mapping[str, Callable[..., Any]] = {
     "equal": np.equal,
     "expand_dims": expand_dims,
     "gather": gather,
+    "gelu": gelu,
     "greater": np.greater,
     "less_equal": np.less_equal,
     "linear": linear,
@@ -212,8 +254,10 @@ OPERATIONS: Mapping[str, Callable[..., Any]] = {
     "real_div": np.divide,
     "reduce_max": reduce_max,
     "reduce_mean": reduce_mean,
+    "reduce_sum": reduce_sum,
     "reshape": reshape,
     "rsqrt": rsqrt,
+    "scatter_along_axis": scatter_along_axis,
     "shape": shape,
     "silu": silu,
     "slice_by_index": slice_by_index,
@@ -224,6 +268,7 @@ OPERATIONS: Mapping[str, Callable[..., Any]] = {
     "sub": np.subtract,
     "tanh": np.tanh,
     "tile": tile,
+    "topk": topk,
     "transpose": transpose,
 }
 

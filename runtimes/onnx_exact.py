@@ -12,7 +12,7 @@ from ..export.config import ModelConfig
 from .onnx_reader import readable
 from .onnx_session import MODEL_FILE, OnnxSession
 
-EXACT_ACCURACY = 0  # MatMulNBits' accuracy_level for fp32 activations
+EXACT_ACCURACY = 0  # the accuracy_level of MatMulNBits and QMoE for fp32 activations
 
 
 def exact_graph(folder: Path, outputs: tuple[str, ...] = ()) -> bytes:
@@ -27,7 +27,7 @@ def exact_graph(folder: Path, outputs: tuple[str, ...] = ()) -> bytes:
     except Exception as error:  # protobuf's errors have no common class of their own
         raise InputError(f"{folder / MODEL_FILE}: not a readable ONNX file ({error})") from error
     for node in model.graph.node:
-        if node.op_type == "MatMulNBits":
+        if node.op_type in ("MatMulNBits", "QMoE"):
             with readable(folder):
                 next(a for a in node.attribute if a.name == "accuracy_level").i = EXACT_ACCURACY
         if node.op_type == "Gather" and node.input[1] == "last_index":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..export.config import EMBEDDING, ModelConfig
-from ..export.decoder import fused_name
+from ..export.config import EMBEDDING, POSITIONS, Mlp, ModelConfig
+from ..export.decoder import expert_names, fused_name, mlp_names
 from ..export.inventory import take_inventory
+from ..export.rope import rotary_tables
 from ..export.shapes import tensor_shapes
 from ..quantize.store import CanonicalTensor, unpack_int4
 from ..quantize.tensor import QuantizedTensor
@@ -40,7 +41,13 @@ class OnnxWeights:
         """Name -> (its operator, first row, row behind the last, role)."""
         inventory = take_inventory(config)
         places: dict[str, tuple[Any, int, int, str]] = {}
+        for layer, features in enumerate(config.layers):
+            mixture = self._nodes.get(f"model.layers.{layer}.mlp")
+            if features.mlp.experts is not None and mixture is not None:
+                places |= _expert_places(mixture, layer, features.mlp)
         for names in inventory.linears:
+            if names[0] in places:
+                continue
             fused = self._nodes.get(f"{fused_name(names)}.output")
             if fused is not None and fused.op_type == "Concat":  # the parts have different formats
                 groups: list[tuple[str, ...]] = [(name,) for name in names]
@@ -50,12 +57,22 @@ class OnnxWeights:
                 places |= self._linear_places(group)
         for name in inventory.weights:
             if name not in places:
-                places[name] = (self._node(name.removesuffix(".weight")), 0, self._shapes[name][0], "norm")
+                stem, _, part = name.rpartition(".")
+                role = "positions" if name == POSITIONS else "norm" if part == "weight" else "norm bias"
+                places[name] = (self._node(stem), 0, self._shapes[name][0], role)
         places[EMBEDDING] = (self._node(EMBEDDING.removesuffix(".weight")), 0, config.vocab_size, "table")
         if config.tie_word_embeddings:
             head = self._node(f"{fused_name((EMBEDDING,))}.output")
             places["lm_head.weight"] = (head, 0, config.vocab_size, "linear")
         return places
+
+    def _read_expert(self, node: Any, expert: int, step: int, part: str) -> QuantizedTensor:
+        """An expert's weight: every ``step``-th row from the ``start``-th, of the first or the second product."""
+        which, offset = part.split()
+        codes, scales = (node.input[index] for index in ((2, 3) if which == "gate_up" else (5, 6)))
+        rows = slice(int(offset), None, step)
+        packed = np.ascontiguousarray(self._read(codes)[expert][rows])
+        return QuantizedTensor(unpack_int4(packed), np.ascontiguousarray(self._read(scales)[expert][rows]), 4)
 
     def _linear_places(self, names: tuple[str, ...]) -> dict[str, tuple[Any, int, int, str]]:
         node = self._node(f"{fused_name(names)}.output")
@@ -96,6 +113,12 @@ class OnnxWeights:
     def _get(self, node: Any, start: int, stop: int, role: str) -> CanonicalTensor:
         if role == "norm":
             return self._read(node.input[2 if node.op_type.startswith("Skip") else 1])
+        if role.startswith(("gate_up", "down")):
+            return self._read_expert(node, start, stop, role)
+        if role == "norm bias":
+            return self._read(node.input[2])
+        if role == "positions":
+            return self._read(self._producers[node.input[1]].input[0])
         if role == "bias":
             return self._read(str(self._bias_tensor(node)))[start:stop]
         if role == "table":
@@ -132,28 +155,112 @@ class OnnxWeights:
         return _read_tensor(self._folder, tensor)
 
     def constants(self) -> Mapping[str, float]:
-        """Epsilons and attention parameters of the graph's operators, by the names of ``export.inventory``."""
+        """Epsilons, scales and parameters of the graph's operators, by the names of ``export.inventory``."""
         found: dict[str, float] = {}
         for node in self._graph.node:
             attributes = _attributes(node)
-            if node.op_type in ("SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"):
+            if node.op_type in _NORMS:
                 found[f"{node.name}.weight:epsilon"] = attributes["epsilon"]
-            if node.op_type == "GroupQueryAttention":
-                found |= {
-                    f"{node.name}:heads": attributes["num_heads"],
-                    f"{node.name}:kv_heads": attributes["kv_num_heads"],
-                    f"{node.name}:scale": attributes["scale"],
-                    f"{node.name}:window": attributes["local_window_size"],
-                    f"{node.name}:softcap": attributes["softcap"],
-                }
+            elif node.op_type == "GroupQueryAttention":
+                found |= _attention_constants(node.name, attributes)
+            elif node.op_type == "Mul" and node.name.endswith(".scaled"):
+                found[f"{node.name.removesuffix('.scaled')}:scale"] = self._number(node.input[1])
+            elif node.op_type == "Mul" and node.name.endswith(".capped"):
+                found[f"{node.name.removesuffix('.capped')}:softcap"] = self._soft_cap(node)
+            elif node.op_type == "QMoE":
+                found |= _mixture_constants(node.name, attributes, len(node.input) > 14)
+            elif node.op_type == "TopK":
+                prefix = node.name.removesuffix(".router.values")
+                found[f"{prefix}:active experts"] = self._number(node.input[1])
+                scattered = self._producers[self._node(f"{prefix}.router.weights").input[2]]
+                found[f"{prefix}:renormalise"] = scattered.op_type == "Div"
         return found
+
+    def _number(self, name: str) -> float:
+        return float(self._read(name).reshape(-1)[0])
+
+    def _soft_cap(self, node: Any) -> float:
+        """What the scores are multiplied with, if it is what they were divided by."""
+        divided = self._producers[self._producers[node.input[0]].input[0]]
+        return self._number(node.input[1]) if divided.input[1] == node.input[1] else float("nan")
+
+    def rotations(self, config: ModelConfig) -> dict[str, float]:
+        """Whether each layer rotates; nothing for one whose tables are not those of the configuration."""
+        found: dict[str, float] = {}
+        for layer, features in enumerate(config.layers):
+            attention, name = features.attention, f"model.layers.{layer}.self_attn"
+            node = self._node(name)
+            tables = [self._read(given) for given in node.input[7:9]]
+            rotates = bool(_attributes(node)["do_rotary"])
+            wanted: Sequence[NDArray[np.float32]] = ()
+            if attention.rope is not None and tables:
+                wanted = rotary_tables(attention.rope, attention.head_dim, len(tables[0]))
+            if rotates == bool(tables) and len(tables) == len(wanted) and all(map(np.array_equal, tables, wanted)):
+                found[f"{name}:rotary tables"] = rotates
+        return found
+
+    def check_activations(self, config: ModelConfig) -> None:
+        """Raise InputError unless each MLP bends its values as the configuration says: the kinds differ by little."""
+        for layer, features in enumerate(config.layers):
+            mlp = features.mlp
+            if f"model.layers.{layer}.mlp" in self._nodes:  # a mixture in one operator, see ``constants``
+                continue
+            count = 0 if mlp.experts is None else mlp.experts.count
+            groups = [expert_names(layer, expert, mlp) for expert in range(count)] or [mlp_names(layer, mlp)]
+            for first, _ in groups:
+                name = f"{fused_name(first)}.activated"
+                node = self._node(name)
+                kind = (node.op_type, _attributes(node).get("approximate", b"").decode())
+                if kind != _ACTIVATIONS[mlp.activation]:
+                    raise InputError(
+                        f"{self._folder / MODEL_FILE}: {name} is {kind[0]}, the model has {mlp.activation}"
+                    )
+
+
+_ACTIVATIONS = {"silu": ("QuickGelu", ""), "gelu": ("Gelu", "none"), "gelu_tanh": ("Gelu", "tanh")}
+_NORMS = ("SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization", "LayerNormalization")
+
+
+def _expert_places(node: Any, layer: int, mlp: Mlp) -> dict[str, tuple[Any, int, int, str]]:
+    """As ``_find_places``, for weights of experts: (the mixture, expert, rows interleaved, part and offset)."""
+    assert mlp.experts is not None
+    places = {}
+    for expert in range(mlp.experts.count):
+        first, (last,) = expert_names(layer, expert, mlp)
+        for offset, name in enumerate(first):
+            places[name] = (node, expert, len(first), f"gate_up {offset}")
+        places[last] = (node, expert, 1, "down 0")
+    return places
+
+
+def _mixture_constants(name: str, attributes: Mapping[str, Any], shares: bool) -> dict[str, float]:
+    """NaN where the kernel would compute something else than a gated SiLU, or weigh by something else than shares."""
+    silu = attributes["activation_type"] == b"swiglu" and attributes["swiglu_fusion"] == 1
+    silu = silu and attributes["activation_alpha"] == 1 and attributes["activation_beta"] == 0
+    silu = silu and "swiglu_limit" not in attributes
+    renormalise = float(attributes["normalize_routing_weights"])
+    return {
+        f"{name}:active experts": float(attributes["k"]) if silu else float("nan"),
+        f"{name}:renormalise": renormalise if bool(renormalise) != shares else float("nan"),
+    }
+
+
+def _attention_constants(name: str, attributes: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        f"{name}:heads": attributes["num_heads"],
+        f"{name}:kv_heads": attributes["kv_num_heads"],
+        f"{name}:scale": attributes["scale"],
+        f"{name}:window": attributes["local_window_size"],
+        f"{name}:softcap": attributes["softcap"],
+    }
 
 
 def read_back(folder: Path, config: ModelConfig) -> ReadBack:
     """Weights and constants of ``folder``/model.onnx; raises InputError if it is damaged."""
     with readable(folder):
         weights = OnnxWeights(folder, config)
-        return ReadBack(weights, weights.constants())
+        weights.check_activations(config)
+        return ReadBack(weights, {**weights.constants(), **weights.rotations(config)})
 
 
 @contextmanager

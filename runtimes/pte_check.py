@@ -16,7 +16,7 @@ from .pte_file import DTYPES, Graph, Pte, reading
 from .pte_flow import PteFlow
 from .pte_ops import NO_VALUE
 
-# Arguments of the kernels that we call: tensor, int, float, bool; "?" also takes a value that is left out.
+# Arguments of the kernels that we call: tensor, int, float, bool, list; "?" also takes a value that is left out.
 SIGNATURES: Mapping[str, Sequence[str]] = {
     "aten::_local_scalar_dense": ("T", "I"),
     "aten::sym_size": ("T", "I", "I"),
@@ -25,10 +25,12 @@ SIGNATURES: Mapping[str, Sequence[str]] = {
     "aten::embedding": ("T", "T", "I", "B", "B", "T", "T"),
     "quantized_decomposed::embedding_byte": ("T", "T", "T?", "I", "I", "T", "T", "T"),
     "quantized_decomposed::embedding_4bit": ("T", "T", "T?", "I", "I", "T", "T", "T"),
+    "aten::topk": ("T", "I", "I", "B", "B", "T", "T", "L"),
+    "aten::scatter": ("T", "I", "T", "T", "T", "T"),
     "llama::update_cache": ("T", "T", "I", "T", "T"),
     "llama::custom_sdpa": ("T", "T", "T", "I", "T?", "F", "B", "F?", "T", "T"),
 }
-_KINDS = {"Tensor": "T", "Int": "I", "Double": "F", "Bool": "B", "Null": "?"}
+_KINDS = {"Tensor": "T", "Int": "I", "Double": "F", "Bool": "B", "Null": "?", "TensorList": "L"}
 _INPUT = 1  # a flag of XNNPACK's values
 _BITS = {"fp32": 32, "fp16": 16, "qcint8": 8, "qbint4": 4}
 
@@ -115,7 +117,11 @@ def _check_shapes(graph: Graph, node: Mapping[str, Any]) -> None:
     result = shape["output_id"]
     if fields == {"input_id", "output_id"} and "num_dims" not in node:
         _must(result == shape["input_id"], f"{node['type']} from {shape['input_id']} to {result}")
-    if fields == {"input1_id", "input2_id", "output_id"}:
+    if node["type"] == "XNNBatchMatrixMultiply":
+        left, right = shape["input1_id"], shape["input2_id"]
+        batch = list(np.broadcast_shapes(left[:-2], right[:-2]))
+        _must(left[-1] == right[-2] and result == [*batch, left[-2], right[-1]], f"a product: {shape}")
+    elif fields == {"input1_id", "input2_id", "output_id"}:
         _must(tuple(result) == np.broadcast_shapes(shape["input1_id"], shape["input2_id"]), f"{node['type']}: {shape}")
     if "filter_id" in fields:
         rows, columns = shape["filter_id"]

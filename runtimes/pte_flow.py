@@ -127,6 +127,10 @@ class PteFlow:
         content = self.pte.value(_index(value))
         return next((float(content[key]) for key in ("int_val", "double_val", "bool_val") if key in content), None)
 
+    def is_null(self, value: Hashable) -> bool:
+        """Whether an argument is left out."""
+        return bool(self.pte.value(_index(value))["type"] == "Null")
+
     def dims(self, value: Hashable) -> list[int]:
         """The shape of one of the program's tensors."""
         return [int(size) for size in self.pte.value(_index(value)).get("sizes", [])]

@@ -6,13 +6,16 @@ cache that is not written, a linear without int8 activations) does not pass.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..export.config import EMBEDDING, Attention, ModelConfig, rotary_tables
+from ..export.config import EMBEDDING, Attention, Experts, Mlp, ModelConfig
+from ..export.decoder import every_expert, qk_norm_names
+from ..export.executorch_ops import GELU_CUBIC, GELU_LINEAR
 from ..export.shapes import tensor_shapes
+from .pte_attention import PteAttention
 from .pte_flow import ANY, Operation, PteFlow
 
 NO_VALUE = 2**32 - 1
@@ -43,29 +46,17 @@ class PteOps:
         self._flow = flow
         self._shapes = tensor_shapes(config)
         self.linears: dict[str, Rows] = {}
-        self.norms: dict[str, Hashable] = {}
+        self.vectors: dict[str, Hashable] = {}
         self.embeddings: dict[str, Operation] = {}
-        self.constants: dict[str, float] = {}
+        self._constants: dict[str, float] = {}
         self._converts: dict[Hashable, list[Operation]] = {}
-        self._caches: set[Hashable] = set()
-        inputs = flow.pte.plan["inputs"]
-        if len(inputs) != 2:
-            raise flow.error("forward", f"it takes {len(inputs)} inputs instead of tokens and a position")
-        self.tokens: Hashable = inputs[0]
-        self._start = flow.take("aten::_local_scalar_dense", (inputs[1],), "position").output
-        count = flow.take("aten::sym_size", (self.tokens,), "number of tokens").output
-        end = flow.take("executorch_prim::add", (self._start, count), "position").output
-        slices = [flow.take("aten::slice_copy", (ANY, ANY, self._start, end), "rotary table") for _ in range(2)]
-        self._rotary = [found.output for found in slices]
-        self._check_rotary(config.attention, slices)
+        self._attention = PteAttention(flow)
+        self.tokens = self._attention.tokens
 
-    def _check_rotary(self, attention: Attention, slices: Sequence[Operation]) -> None:
-        found = [self._flow.pte.constant(_value_index(operation.inputs[0])) for operation in slices]
-        cosines, sines = rotary_tables(attention.rope, attention.head_dim, found[0].shape[0])
-        expected = np.concatenate([cosines, cosines], 1), np.concatenate([-sines, sines], 1)
-        for name, left, right in zip(("cosines", "sines"), found, expected, strict=True):
-            if left.size != right.size or not np.array_equal(left.reshape(right.shape), right):
-                raise self._flow.error(f"rotary {name}", "the table differs from the model's")
+    @property
+    def constants(self) -> dict[str, float]:
+        """Epsilons, scales and attention parameters, named as ``export.inventory`` names them."""
+        return self._constants | self._attention.constants
 
     def embed(self, tokens: Hashable, name: str) -> Hashable:
         """See Ops."""
@@ -139,21 +130,55 @@ class PteOps:
         """See Ops."""
         x = self.computed(x)
         square = self._flow.take("XNNSquare", (x,), name).output
-        mean = self._flow.take("XNNFullyConnected", (square,), name)
+        mean = self._mean(square, name, "the mean of squares")
         root = self._flow.take("XNNReciprocalSquareRoot", (mean.output,), name).output
         normed = self._flow.take("XNNMultiply", (x, root), name).output
         scaled = self._flow.take("XNNMultiply", (normed,), name)
-        self.norms[name] = scaled.inputs[1]
-        self.constants[f"{name}:epsilon"] = self._epsilon(mean, name)
+        self.vectors[name] = scaled.inputs[1]
+        biases = dense_data(self._flow, mean, "bias_id")
+        if biases.shape != (1,):
+            raise self._flow.error(name, "its norm has no epsilon")
+        self._constants[f"{name}:epsilon"] = float(biases[0])
         return scaled.output
 
-    def _epsilon(self, mean: Operation, name: str) -> float:
-        """The bias of the product that takes the mean, whose weights must all be 1/n."""
-        width = mean.value("filter_id")["dims"][-1]
-        weights, biases = dense_data(self._flow, mean, "filter_id"), dense_data(self._flow, mean, "bias_id")
-        if weights.shape != (1, width) or biases.shape != (1,) or (weights != np.float32(1 / width)).any():
-            raise self._flow.error(name, "it does not take the mean of squares")
-        return float(biases[0])
+    def _mean(self, x: Hashable, name: str, what: str) -> Operation:
+        """The product that takes a mean, whose weights must all be 1/n."""
+        mean = self._flow.take("XNNFullyConnected", (x,), name)
+        weights = dense_data(self._flow, mean, "filter_id")
+        width = weights.shape[-1]
+        if weights.shape != (1, width) or (weights != np.float32(1 / width)).any():
+            raise self._flow.error(name, f"it does not take {what}")
+        return mean
+
+    def layer_norm(self, x: Hashable, name: str, epsilon: float) -> Hashable:
+        """See Ops."""
+        x = self.computed(x)
+        mean = self._mean(x, name, "the mean")
+        if mean.node["bias_id"] != NO_VALUE:
+            raise self._flow.error(name, "something is added to its mean")
+        centred = self._flow.take("XNNSubtract", (x, mean.output), name).output
+        added = self._flow.take("XNNAdd", (self.rms_norm(centred, name, epsilon),), name)
+        self.vectors[name.removesuffix("weight") + "bias"] = added.inputs[1]
+        return added.output
+
+    def add(self, x: Hashable, y: Hashable, name: str) -> Hashable:
+        """See Ops."""
+        return self._flow.take("XNNAdd", (self.computed(x), self.computed(y)), name).output
+
+    def scale(self, x: Hashable, factor: float, name: str) -> Hashable:
+        """See Ops."""
+        output, self._constants[f"{name}:scale"] = self._attention.number("XNNMultiply", self.computed(x), name)
+        return output
+
+    def soft_cap(self, x: Hashable, cap: float, name: str) -> Hashable:
+        """See Ops."""
+        output, self._constants[f"{name}:softcap"] = self._attention.capped(self.computed(x), name)
+        return output
+
+    def add_positions(self, x: Hashable, name: str) -> Hashable:
+        """See Ops."""
+        rows, self.vectors[name] = self._attention.rows(name)
+        return self._flow.take("XNNAdd", (self.computed(x), rows), name).output
 
     def add_norm(self, x: Hashable, residual: Hashable, name: str, epsilon: float) -> tuple[Hashable, Hashable]:
         """See Ops."""
@@ -163,78 +188,92 @@ class PteOps:
     def attention(self, qkv: Hashable, layer: int, attention: Attention) -> Hashable:
         """See Ops."""
         assert isinstance(qkv, Pending)
-        what = f"model.layers.{layer}.self_attn"
         query, key, value = qkv.names
-        q, k = self._rotated(qkv.x, query, key, attention)
+        q, k = self._normed_and_rotated(qkv.x, query, key, layer, attention)
         v = self._heads(self._product(qkv.x, (value,)), attention.kv_heads, attention, value)
-        writes = [self._flow.take("llama::update_cache", (new, ANY, self._start), f"{what}: cache") for new in (k, v)]
-        caches = [write.inputs[1] for write in writes]
-        attend = self._flow.take("llama::custom_sdpa", (q, *caches, self._start), what)
-        if attend.order < max(write.order for write in writes):
-            raise self._flow.error(what, "it reads the cache before the new keys and values are in it")
-        if len(self._caches.union(caches)) != len(self._caches) + 2:
-            raise self._flow.error(what, "its cache belongs to another layer too")
-        self._caches.update(caches)
-        self._note_attention(f"{what}:", attend)
-        return self._reshaped(attend.output, [1, 0, attention.query_width], what)
+        return self._attention.cached(q, k, v, layer, attention)
 
-    def _note_attention(self, prefix: str, attend: Operation) -> None:
-        """Parameters as the kernel sees them; without a scale it takes 1 / sqrt(head_dim)."""
-        flow = self._flow
-        mask, _, causal, scale = (flow.number(value) for value in attend.inputs[4:8])
-        if mask is not None or not causal:
-            raise flow.error(prefix.rstrip(":"), "its attention is not causal")
-        _, _, heads, head_dim = flow.dims(attend.inputs[0])
-        self.constants |= {
-            prefix + "heads": heads,
-            prefix + "kv_heads": flow.dims(attend.inputs[1])[2],
-            prefix + "scale": head_dim**-0.5 if scale is None else scale,
-            prefix + "window": -1,
-            prefix + "softcap": 0.0,
-        }
-
-    def _rotated(self, x: Hashable, query: str, key: str, attention: Attention) -> tuple[Hashable, Hashable]:
-        heads, kv_heads = attention.heads, attention.kv_heads
-        both = self._find_product(x, (query, key))
+    def _normed_and_rotated(
+        self, x: Hashable, query: str, key: str, layer: int, attention: Attention
+    ) -> tuple[Hashable, Hashable]:
+        """Queries and keys, from one product if the file has them in one."""
+        heads, kv_heads, find = attention.heads, attention.kv_heads, self._attention
+        both = None if attention.qk_norm is not None else self._find_product(x, (query, key))
         if both is None:
-            pairs = ((query, heads), (key, kv_heads))
-            q, k = (self._rotate(self._heads(self._product(x, (n,)), c, attention, n), attention, n) for n, c in pairs)
-            return q, k
-        rotated = self._rotate(self._heads(both, heads + kv_heads, attention, query), attention, query)
-        q = self._sliced(rotated, 2, 0, heads, query)
-        return q, self._sliced(rotated, 2, heads, kv_heads, key)
+            wanted = zip((query, key), (heads, kv_heads), qk_norm_names(layer), strict=True)
+            products = [(self._product(x, (name,)), name, count, norm) for name, count, norm in wanted]
+            q, k = (self._normed_heads(*product, attention) for product in products)
+            return find.rotate(q, attention, query), find.rotate(k, attention, key)
+        rotated = find.rotate(self._heads(both, heads + kv_heads, attention, query), attention, query)
+        return find.sliced(rotated, 2, 0, heads, query), find.sliced(rotated, 2, heads, kv_heads, key)
+
+    def _normed_heads(self, x: Hashable, name: str, count: int, norm: str, attention: Attention) -> Hashable:
+        """Heads (1, tokens, heads, head_dim), normed each by itself or all together, if they are."""
+        if attention.qk_norm is not None and not attention.qk_norm.per_head:
+            x = self.rms_norm(x, norm, attention.qk_norm.epsilon)
+        x = self._heads(x, count, attention, name)
+        if attention.qk_norm is not None and attention.qk_norm.per_head:
+            x = self.rms_norm(x, norm, attention.qk_norm.epsilon)
+        return x
 
     def _heads(self, x: Hashable, heads: int, attention: Attention, what: str) -> Hashable:
-        return self._reshaped(x, [1, 0, heads, attention.head_dim], what)
-
-    def _reshaped(self, x: Hashable, dims: list[int], what: str) -> Hashable:
-        return self._flow.take("XNNStaticReshape", (x,), what, lambda found: found.node["new_shape"] == dims).output
-
-    def _sliced(self, x: Hashable, axis: int, start: int, size: int, what: str) -> Hashable:
-        offsets, sizes = [0] * 4, [0] * 4
-        offsets[axis], sizes[axis] = start, size
-
-        def fits(found: Operation) -> bool:
-            return bool(found.node["offsets"] == offsets and found.node["sizes"] == sizes)
-
-        return self._flow.take("XNNStaticSlice", (x,), what, fits).output
-
-    def _rotate(self, x: Hashable, attention: Attention, what: str) -> Hashable:
-        half = attention.head_dim // 2
-        halves = self._sliced(x, 3, half, half, what), self._sliced(x, 3, 0, half, what)
-        swapped = self._flow.take("XNNConcatenate2", halves, what, lambda found: found.node["axis"] == 3).output
-        along = self._flow.take("XNNMultiply", (x, self._rotary[0]), what).output
-        across = self._flow.take("XNNMultiply", (swapped, self._rotary[1]), what).output
-        return self._flow.take("XNNAdd", (along, across), what).output
+        return self._attention.reshaped(x, [1, 0, heads, attention.head_dim], what)
 
     def gated(self, gate_up: Hashable, activation: str) -> Hashable:
         """See Ops."""
         assert isinstance(gate_up, Pending)
         gate, up = (self._product(gate_up.x, (name,)) for name in gate_up.names)
-        what = gate_up.names[0]
-        sigmoid = self._flow.take("XNNSigmoid", (gate,), what).output
-        silu = self._flow.take("XNNMultiply", (gate, sigmoid), what).output
-        return self._flow.take("XNNMultiply", (silu, up), what).output
+        return self._flow.take(
+            "XNNMultiply", (self._activated(gate, activation, gate_up.names[0]), up), gate_up.names[0]
+        ).output
+
+    def activate(self, x: Hashable, activation: str) -> Hashable:
+        """See Ops."""
+        what = x.names[0] if isinstance(x, Pending) else activation
+        return self._activated(self.computed(x), activation, what)
+
+    def _activated(self, x: Hashable, activation: str, what: str) -> Hashable:
+        flow, inner = self._flow, x
+        if activation == "gelu":
+            return flow.take("XNNGelu", (x,), what).output
+        if activation == "gelu_tanh":
+            factor = flow.take("XNNSquare", (x,), what).output
+            factor = self._attention.expected("XNNMultiply", factor, GELU_CUBIC, what)
+            factor = self._attention.expected("XNNAdd", factor, GELU_LINEAR, what)
+            inner = flow.take("XNNMultiply", (x, factor), what).output
+        sigmoid = flow.take("XNNSigmoid", (inner,), what).output
+        return flow.take("XNNMultiply", (x, sigmoid), what).output
+
+    def experts(self, x: Hashable, layer: int, mlp: Mlp) -> Hashable:
+        """See Ops."""
+        return every_expert(self, self.computed(x), layer, mlp)
+
+    def route(self, logits: Hashable, layer: int, experts: Experts) -> Hashable:
+        """See Ops."""
+        flow, what = self._flow, f"model.layers.{layer}.mlp"
+        shares = flow.take("XNNSoftmax", (self.computed(logits),), what).output
+        chosen = flow.take("aten::topk", (shares,), what)
+        active, axis, largest = (flow.number(value) for value in chosen.inputs[1:4])
+        if axis != -1 or not largest or active is None:
+            raise flow.error(what, "it does not choose the experts with the largest weights")
+        values, indices = chosen.inputs[5:7]
+        summed = flow.find("XNNFullyConnected", (values,))
+        if summed is not None and (dense_data(flow, summed, "filter_id") != 1).any():
+            raise flow.error(what, "its experts' weights are divided by something else than their sum")
+        self._constants |= {f"{what}:active experts": active, f"{what}:renormalise": summed is not None}
+        if summed is not None:
+            values = flow.take("XNNDiv", (values, summed.output), what).output
+        nothing = self._attention.expected("XNNMultiply", shares, 0.0, what)
+        spread = flow.take("aten::scatter", (nothing, ANY, indices, values), what)
+        if flow.number(spread.inputs[1]) != -1:
+            raise flow.error(what, "the weights of its experts are put along another axis")
+        return spread.output
+
+    def weigh(self, x: Hashable, weights: Hashable, layer: int, expert: int) -> Hashable:
+        """See Ops."""
+        what = f"model.layers.{layer}.mlp.experts.{expert}"
+        share = self._attention.sliced(self.computed(weights), 2, expert, 1, what, rank=3)
+        return self._flow.take("XNNMultiply", (self.computed(x), share), what).output
 
     def last_token(self, x: Hashable) -> Hashable:
         """See Ops. Programs that give every token's logits have no such step."""
@@ -257,8 +296,3 @@ def dense_data(flow: PteFlow, operation: Operation, field: str) -> np.ndarray:
         raise flow.error(operation.op, f"its {field} is not a constant of floating point")
     dtype = np.float32 if value["datatype"] == _DENSE[0] else np.float16
     return flow.pte.as_array(operation.graph.data[value["constant_buffer_idx"]], dtype, value["dims"])
-
-
-def _value_index(value: Hashable) -> int:
-    assert isinstance(value, int), value
-    return value

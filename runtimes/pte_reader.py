@@ -29,7 +29,7 @@ class PteWeights:
         self._ops = ops
         biased = {name: place for name, place in ops.linears.items() if place.operation.node["bias_id"] != NO_VALUE}
         self._biases = {name.removesuffix("weight") + "bias": place for name, place in biased.items()}
-        self._names = dict.fromkeys([*ops.embeddings, *ops.linears, *self._biases, *ops.norms])
+        self._names = dict.fromkeys([*ops.embeddings, *ops.linears, *self._biases, *ops.vectors])
 
     def __contains__(self, name: object) -> bool:
         return name in self._names
@@ -44,8 +44,8 @@ class PteWeights:
     def _read(self, name: str) -> CanonicalTensor:
         if name in self._ops.embeddings:
             return self._embedding(self._ops.embeddings[name])
-        if name in self._ops.norms:
-            return self._constant(self._ops.norms[name])
+        if name in self._ops.vectors:
+            return self._constant(self._ops.vectors[name])
         if name in self._biases:
             place = self._biases[name]
             return dense_data(self._flow, place.operation, "bias_id")[place.start : place.stop]

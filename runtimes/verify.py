@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import InputError
 from ..export.bundle import Manifest, changed_files, read_manifest
 from ..export.check import check_tensors
+from ..export.checkpoint import Checkpoint
 from ..export.config import ModelConfig, parse_config
 from ..export.open_checkpoint import open_checkpoint
 from .certificate import Certificate, TargetCertificate, error_from_json
@@ -25,10 +26,11 @@ from .tokenizer import load_tokenizer
 
 
 def verify(
-    bundle: Path,
+    bundle: str | Path,
     targets: Sequence[str] | None = None,
     model: str | None = None,
     *,
+    adapters: Sequence[str] = (),
     hashes: bool = True,
     progress: Progress = silent,
 ) -> Certificate:
@@ -36,14 +38,16 @@ def verify(
 
     targets  names; None is all that the bundle holds
     model    the source model, to measure quantization and total again; without it they are taken from the manifest
+    adapters  those that were merged into the model, as for ``export``
     hashes   refuse files that are not the manifest's; without, they are judged as they are
 
     Raises InputError if the bundle is damaged, or a file's hash is not the manifest's.
     """
+    bundle = Path(bundle)
     check_reference()
     manifest = read_manifest(bundle)
     names = check_targets(bundle, manifest, targets)
-    config = parse_config(manifest.config)
+    config = parse_config(manifest.config, manifest.context)
     if hashes:
         check_hashes(bundle, manifest, config)
     else:
@@ -56,7 +60,9 @@ def verify(
     if golden.evaluation.tokens.max() >= config.vocab_size or golden.evaluation.tokens.min() < 0:
         raise InputError(f"{bundle}: golden.json has tokens outside the vocabulary; export again")
     thresholds = manifest.recipe.get("thresholds", {})
-    source = None if model is None else source_logits(model, config, golden.evaluation, progress)
+    source = None
+    if model is not None:
+        source = source_logits(open_checkpoint(model, adapters), config, manifest.context, golden.evaluation, progress)
     found = {}
     for name in names:
         with progress(f"Verifying {name}", JUDGE_STEPS) as step:
@@ -127,14 +133,16 @@ def _changed_weights(bundle: Path, manifest: Manifest, config: ModelConfig, chan
     return ()
 
 
-def source_logits(model: str, config: ModelConfig, evaluation: Evaluation, progress: Progress) -> Logits:
+def source_logits(
+    checkpoint: Checkpoint, config: ModelConfig, context: int, evaluation: Evaluation, progress: Progress
+) -> Logits:
     """The source model's logits over the evaluation; raises InputError if it is another model."""
     from ..export.to_torch import reference_logits
 
-    checkpoint = open_checkpoint(model)
-    if parse_config(checkpoint.config) != config:
+    if parse_config(checkpoint.config, context) != config:
         raise InputError(
-            f"{model}: its config.json is not that of the bundle's source; name the model it was made from"
+            f"{checkpoint.files[0].parent}: its config.json is not that of the bundle's source; "
+            "name the model it was made from"
         )
     check_tensors(checkpoint, config)
     with progress("Running the source model"):

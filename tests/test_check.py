@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 from pocketlm.errors import InputError
-from pocketlm.export.check import check_tensors, expected_shapes, optional_shapes
+from pocketlm.export.check import check_tensors, optional_shapes
 from pocketlm.export.config import ModelConfig, parse_config
 from pocketlm.export.inventory import take_inventory
 from pocketlm.export.safetensors_reader import SafetensorsReader
+from pocketlm.export.shapes import tensor_shapes
 from tiny import tiny_llama
 
 
@@ -52,7 +53,7 @@ def test_sound_models_pass(tmp_path: Path, options: dict[str, bool]) -> None:
 def test_the_tensors_are_those_that_the_decoder_uses(tmp_path: Path, tied: bool) -> None:
     config = config_of(tiny_llama(tmp_path, tied=tied))
     inventory = take_inventory(config)
-    assert set(expected_shapes(config)) == set(inventory.weights)
+    assert set(tensor_shapes(config)) == set(inventory.weights)
     linears = {name for names in inventory.linears for name in names} - {config.head_name}
     assert set(optional_shapes(config)) == {name.removesuffix("weight") + "bias" for name in linears}
 
@@ -70,9 +71,13 @@ def test_tensors_that_nobody_reads_are_named(folder: Path) -> None:
 
 
 def test_fewer_layers_than_tensors_are_for(folder: Path) -> None:
-    message = refusal(folder, replace(config_of(folder), num_hidden_layers=1))
+    message = refusal(folder, replace(config_of(folder), layers=config_of(folder).layers[:1]))
     assert "nothing would read these tensors: model.layers.1." in message
-    assert "2147483647 layers" in refusal(folder, replace(config_of(folder), num_hidden_layers=2**31 - 1))
+    many = replace(config_of(folder), layers=config_of(folder).layers * 500)
+    assert "1000 layers cannot be made of 21 tensors" in refusal(folder, many)
+    raw = json.loads((folder / "config.json").read_text()) | {"num_hidden_layers": 2**31 - 1}
+    with pytest.raises(InputError, match="num_hidden_layers must be a positive whole number up to 1024"):
+        parse_config(raw)
 
 
 def test_wrong_shapes_are_given(folder: Path) -> None:

@@ -116,7 +116,7 @@ def test_description_follows_swift_transformers():
     ranges = description.input[0].type.multiArrayType.shapeRange.sizeRanges
     assert [(r.lowerBound, r.upperBound) for r in ranges] == [(1, 1), (1, CONTEXT)]
     # A mask is one wider than the conversation, which may be as long as the context.
-    assert list(description.state[0].type.stateType.arrayType.shape) == [2, config.attention.kv_heads, 128, 16]
+    assert list(description.state[0].type.stateType.arrayType.shape) == [2, 2, 128, 16]
     assert description.input[1].type.multiArrayType.shapeRange.sizeRanges[3].upperBound >= CONTEXT + 1
 
 
@@ -216,7 +216,7 @@ def test_norms_keep_their_epsilon_when_activations_are_tiny(tmp_path):
     expected = reference_logits(scaled, config, ids)
     actual = interpreted_logits(Interpreter(tmp_path / PACKAGE, exact=False), ids)
     assert np.abs(actual - expected).max() <= 0.02 * np.abs(expected).max()
-    changed = reference_logits(scaled, replace(config, rms_norm_eps=1e-9), ids)
+    changed = reference_logits(scaled, replace(config, norms=replace(config.norms, epsilon=1e-9)), ids)
     assert np.abs(changed - expected).max() > 0.05 * np.abs(expected).max()  # so the epsilon did matter
 
 
@@ -234,8 +234,8 @@ def test_attention_features(tmp_path, change, what, recipe):
     """In fp16 too the numbers are those of the configuration, to the last bit of a float32."""
     config, weights = model(recipe)
     kind = np.dtype(recipe.replace("fp", "float"))
-    attention = replace(config.attention, **change)
-    config = replace(config, attention=attention)
+    attention = replace(config.layers[0].attention, **change)
+    config = replace(config, layers=tuple(replace(layer, attention=attention) for layer in config.layers))
     rng = np.random.default_rng(0)
     if "kv_heads" in change:
         weights = dict(weights)

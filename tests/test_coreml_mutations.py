@@ -173,9 +173,9 @@ def test_a_changed_rotary_table(damaged):
     path = damaged / "model.mlpackage/Data/com.apple.CoreML/weights/weight.bin"
     data = bytearray(path.read_bytes())
     _, config, _ = package("int4")
-    from pocketlm.export.config import rotary_tables
+    from pocketlm.export.rope import rotary_tables
 
-    table = rotary_tables(config.attention.rope, 16, 96)[0].tobytes()
+    table = rotary_tables(config.layers[0].attention.rope, 16, 96)[0].tobytes()
     data[data.index(table) + 400] ^= 1
     path.write_bytes(data)
     with pytest.raises(InputError, match="rotary_cosines is not what the configuration asks for"):

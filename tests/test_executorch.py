@@ -86,7 +86,7 @@ def test_a_tied_table_is_stored_once_where_both_kernels_read_the_same_bytes(tmp_
 
 def test_a_program_shares_the_memory_of_values_that_do_not_meet(tmp_path):
     config, _ = write(tmp_path, "int4")
-    attention = config.attention
+    attention = config.layers[0].attention
     caches = 2 * config.num_hidden_layers * CONTEXT * attention.kv_width * 4
     values = CONTEXT * 4 * (6 * attention.query_width)
     memory = inspect_pte(tmp_path / "model.pte").memory

@@ -215,7 +215,10 @@ def test_another_rotary_table(pte):
 
 def test_a_model_of_another_shape(pte):
     config = model("int4")[0]
-    for changed in (replace(config, num_hidden_layers=1), replace(config, num_hidden_layers=3)):
+    for changed in (
+        replace(config, layers=config.layers[:1]),
+        replace(config, layers=config.layers + config.layers[:1]),
+    ):
         with pytest.raises(InputError):
             read_back(pte.parent, changed)
 

@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pocketlm.errors import InputError
 from pocketlm.export.check import check_tensors
-from pocketlm.export.config import Llama3Scaling, Rope, inverse_frequencies, parse_config
+from pocketlm.export.config import parse_config
 from pocketlm.export.gguf_config import find_llama3_scaling
 from pocketlm.export.gguf_reader import GgufReader, hugging_face_name
+from pocketlm.export.rope import Llama3Scaling, Rope, inverse_frequencies
 from pocketlm.export.safetensors_reader import SafetensorsReader
 from tiny import LLAMA3_ROPE, tiny_gguf, tiny_llama
 

@@ -95,6 +95,25 @@ def test_softmax_with_masked_places(axis):
     np.testing.assert_allclose(mil_ops.softmax(x, np.int32(axis)), expected, rtol=1e-5, atol=1e-7)
 
 
+def test_gelu_in_both_forms():
+    x = 3 * normal(4, 33)
+    for mode, approximate in (("EXACT", "none"), ("TANH_APPROXIMATION", "tanh")):
+        expected = torch.nn.functional.gelu(torch.from_numpy(x), approximate=approximate).numpy()
+        assert np.abs(mil_ops.gelu(x, mode) - expected).max() <= 1e-6
+
+
+def test_routing_operations():
+    """topk, reduce_sum and scatter_along_axis, as a mixture of experts uses them."""
+    x = normal(1, 5, 8)
+    values, chosen = mil_ops.topk(x, 3, axis=-1)
+    expected = torch.from_numpy(x).topk(3, -1)
+    assert np.array_equal(values, expected.values.numpy())
+    assert np.array_equal(chosen, expected.indices.numpy())
+    assert np.allclose(mil_ops.reduce_sum(values, [-1], True), expected.values.sum(-1, keepdim=True).numpy(), atol=1e-6)
+    spread = mil_ops.scatter_along_axis(np.zeros_like(x), chosen, values, axis=2, mode="update")
+    assert np.array_equal(spread, torch.zeros(1, 5, 8).scatter(-1, expected.indices, expected.values).numpy())
+
+
 def test_linear_and_matmul():
     x, weight, bias = normal(2, 5, 7), normal(3, 7), normal(3)
     expected = torch.nn.functional.linear(*map(torch.from_numpy, (x, weight, bias))).numpy()
