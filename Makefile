@@ -6,7 +6,7 @@ MODEL := smollm2-135m
 BUNDLE := out/$(MODEL)-int4-rtn
 PROMPT ?= What is the capital of France?
 
-.PHONY: setup demo test lint types swift bench quality golden clean
+.PHONY: setup demo test lint types swift bench quality golden phone-class clean
 
 setup: $(VENV)/.installed-all
 
@@ -73,6 +73,12 @@ quality: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/export_cost.py
+
+# The demo model on emulated ARM cores, in the memory of a 3 GB phone: minutes, and its times mean nothing.
+PHONE_CLASS := --on arm64:cortex-a53 --on arm64:cortex-a76
+phone-class: $(VENV)/.installed-all $(BUNDLE)/pocketlm.json
+	$(BIN)/pocketlm device prepare arm64
+	$(BIN)/pocketlm verify $(BUNDLE) --target onnx executorch --sequences 1 --device galaxy-a02s $(PHONE_CLASS)
 
 clean:
 	rm -rf $(VENV) .types out build *.egg-info

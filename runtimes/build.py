@@ -24,6 +24,7 @@ from ..export.hub import is_hub_id
 from ..export.open_checkpoint import open_checkpoint
 from ..quantize.recipe import Recipe, load_recipe, recipe_to_toml
 from ..quantize.store import CanonicalFile
+from .arm64_arithmetic import arm_expectations
 from .budget import Budget, fit_recipe
 from .certificate import Certificate
 from .chat_template import control_tokens, load_chat_template
@@ -240,6 +241,7 @@ def _verify(
     with progress("Running the source model"):
         weights = CheckpointWeights(model.checkpoint)
         source = reference_logits(weights, model.config, evaluation.tokens, first=evaluation.first)
+    canonical = CanonicalFile(folder / _CANONICAL_FILE)
     judged: dict[str, Judgement] = {}
     golden: dict[str, Mapping[str, Any]] = {}
     for target in targets:
@@ -253,6 +255,9 @@ def _verify(
         assert judgement.expected is not None
         assert judgement.certificate.runtime is not None
         golden[target.name] = expectation(judgement.expected, runtime_limit(judgement.certificate.runtime, allowed))
+        golden |= arm_expectations(
+            target.name, canonical, model.config, evaluation, judgement.certificate.runtime, allowed
+        )
     write_golden(folder, Golden(evaluation, PROMPTS, golden), tokenizer.decode)
     return Certificate({name: judgement.certificate for name, judgement in judged.items()})
 

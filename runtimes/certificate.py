@@ -38,6 +38,25 @@ class Exactness:
 
 
 @dataclass(frozen=True)
+class Hardware:
+    """What an artifact ran on, where that was not this machine's own processor.
+
+    core                the core's name; emulated unless it is "native"
+    instructions        places in the code where int8 was multiplied, by instruction; None where they cannot be counted
+    device              the phone whose memory limit held; None without one
+    memory_limit_bytes  that an app may use there; ``memory_limited_by`` what enforced it
+    peak_memory_bytes   what loading and running the artifact took, the emulator's own growth included
+    """
+
+    core: str
+    instructions: Mapping[str, int] | None
+    device: str | None = None
+    memory_limit_bytes: int | None = None
+    memory_limited_by: str | None = None
+    peak_memory_bytes: int = 0
+
+
+@dataclass(frozen=True)
 class TargetCertificate:
     """What was measured on one finished artifact.
 
@@ -50,6 +69,8 @@ class TargetCertificate:
     lint                constructs known to be slow or to fail on a device, with their sources
     size_bytes          of the artifact; ``seconds`` is the time that verifying it took, ``write_seconds`` writing it
     exactness           of single operations, where the target runs them apart
+    size_bytes          of the artifact; ``seconds`` the time its verification took
+    hardware            what it ran on; None is this machine
     None where a thing was not measured: quantization and total without the source model, conversion where the runtime
     cannot compute with fp32 activations.
     """
@@ -71,6 +92,7 @@ class TargetCertificate:
     seconds: float = 0.0
     write_seconds: float | None = None
     exactness: Exactness | None = None
+    hardware: Hardware | None = None
 
     @property
     def passed(self) -> bool:

@@ -17,7 +17,8 @@ from .cli_eval import eval_command
 from .cli_export import export_command, fetch_command, inspect_command
 from .cli_serve import serve_command
 from .cli_shared import TARGET_NAMES, examples
-from .cli_verify import verify_command
+from .cli_verify import compare_command, verify_command
+from .device_cli import device
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -92,6 +93,7 @@ def main() -> None:
 for _command in (
     export_command,
     verify_command,
+    compare_command,
     eval_command,
     chat_command,
     index_command,
@@ -99,5 +101,6 @@ for _command in (
     bench_command,
     inspect_command,
     fetch_command,
+    device,
 ):
     main.add_command(_command)

@@ -8,7 +8,8 @@ Content of golden.json:
     sequences       {"prompt": text, "tokens": [ids], "continuation": text behind the first ``prefill`` tokens}
     first           position of the first expectation in every sequence: logits behind tokens[first]
     targets         name -> {"tolerance_kl": nats, "expected": per sequence, per position
-                    {"log_sum_exp": of all logits, "ids": [the likeliest], "logits": [theirs]}}
+                    {"log_sum_exp": of all logits, "ids": [the likeliest], "logits": [theirs]}}; "onnx" is what
+                    ONNX Runtime gives on x86, "onnx-arm64" on ARM cores with dot products, "onnx-fp32" on others
 
 A runtime passes if its mean KL over the positions is within the tolerance. The KL is taken over the listed tokens and
 one more outcome for all others; it never exceeds the KL over the whole vocabulary.
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,19 @@ def read_golden(folder: Path) -> Golden:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: missing or damaged ({type(error).__name__}: {error}); export again") from error
+
+
+def first_sequences(golden: Golden, count: int) -> Golden:
+    """The first ``count`` of the model's answers and the first ``count`` pieces of prose: a quick replay."""
+    evaluation = golden.evaluation
+    answers, pieces = range(evaluation.prose), range(evaluation.prose, len(evaluation.tokens))
+    chosen = [*answers[:count], *pieces[:count]]
+    targets = {
+        name: {**target, "expected": [target["expected"][row] for row in chosen]}
+        for name, target in golden.targets.items()
+    }
+    fewer = replace(evaluation, tokens=evaluation.tokens[chosen], prose=len(answers[:count]))
+    return Golden(fewer, golden.prompts[:count], targets)
 
 
 def read_prose() -> str:

@@ -21,7 +21,7 @@ from ..quantize.store import Weights
 from .certificate import Error, Exactness, TargetCertificate
 from .identity import check_identity
 from .metrics import Deviation, deviation, perplexity_ratio
-from .session import Session
+from .session import ArtifactError, Session
 from .target import Target
 
 Logits = NDArray[np.float32]
@@ -136,8 +136,13 @@ def judge(
     errors = exactness = expected = shipped = context = None
     if not failures:
         exactness, inexact = _exactness(target, config, found.weights, limits)
-        errors, expected, shipped, context = _measure(target, folder, config, found.weights, evaluation, source, step)
-        failures = inexact + find_failures(errors, limits)
+        try:
+            measured = _measure(target, folder, config, found.weights, evaluation, source, step)
+        except ArtifactError as error:
+            failures = (*inexact, str(error))
+        else:
+            errors, expected, shipped, context = measured
+            failures = inexact + find_failures(errors, limits)
         if any(line.startswith("conversion") for line in failures) and target.locate is not None:
             failures += (target.locate(folder, config, found.weights, evaluation.tokens),)
     certificate = TargetCertificate(

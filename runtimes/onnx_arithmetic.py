@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..export.to_onnx import block_of
 from ..quantize.tensor import QuantizedTensor
+from .executorch_arithmetic import int8_per_token
 
 
 def int8_per_block(x: Tensor, weight: QuantizedTensor) -> Tensor:
@@ -22,3 +23,13 @@ def int8_per_block(x: Tensor, weight: QuantizedTensor) -> Tensor:
     codes = torch.round(blocks * torch.where(largest > 0, 127 / largest, 0))
     rounded: Tensor = (codes * (largest / 127)).flatten(-2)[..., : x.shape[-1]]
     return rounded
+
+
+def int8_on_arm(x: Tensor, weight: QuantizedTensor) -> Tensor:
+    """The same operator on ARM cores with dot products: int4 weights go to KleidiAI, int8 weights stay with MLAS.
+
+    KleidiAI rounds each token (..., in) by its own range with a zero point (kai_lhs_quant_pack_qai8dxp_f32), which is
+    XNNPACK's formula. On cores without dot products the operator computes in fp32. Tests hold all three to the operator
+    on emulated cores.
+    """
+    return int8_per_token(x, weight) if weight.bits == 4 else int8_per_block(x, weight)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from ..errors import InputError
 from ..export.config import ModelConfig
 from .onnx_reader import readable
 from .onnx_session import MODEL_FILE, OnnxSession
+from .session import AllLogits
 
 EXACT_ACCURACY = 0  # the accuracy_level of MatMulNBits and QMoE for fp32 activations
 
@@ -42,13 +44,22 @@ def exact_graph(folder: Path, outputs: tuple[str, ...] = ()) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def exact_logits(folder: Path, config: ModelConfig, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+def _open(folder: Path, graph: bytes) -> AllLogits:
+    return OnnxSession(folder, model=graph)
+
+
+def exact_logits(
+    folder: Path,
+    config: ModelConfig,
+    tokens: NDArray[np.int64],
+    open_graph: Callable[[Path, bytes], AllLogits] = _open,
+) -> NDArray[np.float32]:
     """Logits of token ids (batch, tokens): float32 (batch, tokens, vocab_size), through the cache.
 
     Each sequence is run as a first part, a second part that continues it, and its last token alone, so that what the
-    cache holds matters.
+    cache holds matters. ``open_graph`` runs a graph whose tensors lie in a folder.
     """
-    session = OnnxSession(folder, model=exact_graph(folder))
+    session = open_graph(folder, exact_graph(folder))
     rows = []
     for sequence in tokens.tolist():
         session.reset()

@@ -23,11 +23,28 @@ def certificate_table(certificate: Certificate) -> Table:
     table = Table(title="Certificate", box=box.SIMPLE_HEAD, title_justify="left")
     table.add_column("")
     for name in certificate.targets:
-        table.add_column(name, justify="right")
+        table.add_column(name.replace(" ", "\n").replace("arm64:", ""), justify="right")
     targets = list(certificate.targets.values())
-    for label, cell, end in _ROWS:
+    emulated = any(target.hardware is not None for target in targets)
+    for label, cell, end in (*_ROWS[:2], *(_HARDWARE_ROWS if emulated else ()), *_ROWS[2:]):
         table.add_row(label, *(cell(target) for target in targets), end_section=end)
     return table
+
+
+def _instructions(target: TargetCertificate) -> str:
+    """Those that multiply int8, the two most frequent; none where a core has none."""
+    if target.hardware is None or target.hardware.instructions is None:
+        return "-"
+    counted = sorted(target.hardware.instructions.items(), key=lambda item: -item[1])
+    return " ".join(f"{name} {count}" for name, count in counted[:2]) or "none"
+
+
+def _memory(target: TargetCertificate) -> str:
+    hardware = target.hardware
+    if hardware is None or not hardware.peak_memory_bytes:
+        return "-"
+    limit = "" if hardware.memory_limit_bytes is None else f" of {hardware.memory_limit_bytes / 1e6:.0f}"
+    return f"{hardware.peak_memory_bytes / 1e6:.0f}{limit} MB"
 
 
 def _kl(error: Error | None) -> str:
@@ -72,12 +89,17 @@ _ROWS: tuple[tuple[str, _Cell, bool], ...] = (
     ("verdict", lambda target: "passed" if target.passed else "FAILED", False),
 )
 
+_HARDWARE_ROWS: tuple[tuple[str, _Cell, bool], ...] = (
+    ("int8 instructions", _instructions, False),
+    ("memory", _memory, True),
+)
+
 
 def junit_xml(certificate: Certificate) -> bytes:
     """One test case for each target and each of its errors, as CI systems read them."""
     suite = ElementTree.Element("testsuite", name="pocketlm verify")
     for name, target in certificate.targets.items():
-        for check in ("identity", "conversion", "runtime", "total"):
+        for check in ("identity", "conversion", "runtime", "total", *(("memory",) if target.hardware else ())):
             case = ElementTree.SubElement(suite, "testcase", classname=f"pocketlm.{name}", name=check)
             case.set("time", f"{target.seconds if check == 'identity' else 0:.2f}")
             failures = [line for line in target.failures if _check_of(line) == check]
@@ -94,7 +116,7 @@ def junit_xml(certificate: Certificate) -> bytes:
 def _check_of(line: str) -> str:
     """Which test case a failure belongs to, by how its line begins."""
     start = line.partition(":")[0]
-    if start in ("conversion", "runtime"):
+    if start in ("conversion", "runtime", "memory"):
         return start
     if start == "exactness":
         return "runtime"

@@ -9,6 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+class ArtifactError(RuntimeError):
+    """An artifact that could not run to its end: a verdict on it. The message is one line of the certificate."""
+
+
 class Session(Protocol):
     """A loaded artifact with its KV cache: one conversation of one user."""
 
@@ -33,6 +37,18 @@ class Session(Protocol):
         The array may be overwritten by the next call. Raises InputError when the cache would overflow, when there is
         no token, or a token lies outside the vocabulary.
         """
+        ...
+
+    def reset(self) -> None:
+        """Forget the conversation."""
+        ...
+
+
+class AllLogits(Protocol):
+    """A session whose artifact gives the logits of every token."""
+
+    def run_all(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Append tokens; float32 (tokens, vocab_size)."""
         ...
 
     def reset(self) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,21 @@ from ..export.check import check_tensors
 from ..export.checkpoint import Checkpoint
 from ..export.config import ModelConfig, parse_config
 from ..export.open_checkpoint import open_checkpoint
+from .arm64_verify import check_on_arm64, verify_on_arm64
 from .certificate import Certificate, TargetCertificate, error_from_json
 from .chat import load_stop_tokens
 from .chat_template import load_chat_template, load_json
-from .golden import Golden, read_golden, replay_kl
+from .golden import first_sequences, read_golden
 from .identity import check_identity
 from .judge import JUDGE_STEPS, CheckpointWeights, Evaluation, Judgement, Logits, judge
 from .progress import Progress, silent
+from .replay import with_replay
+from .target import Target
 from .targets import check_reference, get_target
 from .thresholds import limits
 from .tokenizer import load_tokenizer
+
+HOST = "host"
 
 
 def verify(
@@ -32,6 +38,9 @@ def verify(
     *,
     adapters: Sequence[str] = (),
     hashes: bool = True,
+    on: Sequence[str] = (),
+    device: str | None = None,
+    sequences: int | None = None,
     progress: Progress = silent,
 ) -> Certificate:
     """Judge the artifacts of a bundle again, and replay its golden file.
@@ -40,6 +49,9 @@ def verify(
     model    the source model, to measure quantization and total again; without it they are taken from the manifest
     adapters  those that were merged into the model, as for ``export``
     hashes   refuse files that are not the manifest's; without, they are judged as they are
+    on       places to run the artifacts: "host", "arm64" or "arm64:CORE"; none is the host
+    device   the phone of devices.toml whose memory holds on arm64; None is the smallest with such a core
+    sequences  replay only so many of the answers, and as many pieces of prose; None is all
 
     Raises InputError if the bundle is damaged, or a file's hash is not the manifest's.
     """
@@ -47,6 +59,11 @@ def verify(
     check_reference()
     manifest = read_manifest(bundle)
     names = check_targets(bundle, manifest, targets)
+    columns = [
+        (place, name)
+        for place in dict.fromkeys(on or (HOST,))
+        for name in (names if place == HOST else check_on_arm64(place, device, names, explicit=bool(targets)))
+    ]
     config = parse_config(manifest.config, manifest.context)
     if hashes:
         check_hashes(bundle, manifest, config)
@@ -57,22 +74,38 @@ def verify(
             f"{bundle}: pocketlm.json has a context or stop tokens that the model cannot have; export again"
         )
     golden = read_golden(bundle)
+    if sequences is not None:
+        golden = first_sequences(golden, sequences)
     if golden.evaluation.tokens.max() >= config.vocab_size or golden.evaluation.tokens.min() < 0:
         raise InputError(f"{bundle}: golden.json has tokens outside the vocabulary; export again")
-    thresholds = manifest.recipe.get("thresholds", {})
     source = None
     if model is not None:
         source = source_logits(open_checkpoint(model, adapters), config, manifest.context, golden.evaluation, progress)
     found = {}
-    for name in names:
-        with progress(f"Verifying {name}", JUDGE_STEPS) as step:
-            target = get_target(name)
-            allowed = limits(thresholds, target.limits)
-            judgement = judge(target, bundle / name, config, manifest.weights, golden.evaluation, source, allowed, step)
-        found[name] = _with_context(_with_replay(judgement, golden, name), judgement.context, manifest.context)
+    for place, name in columns:
+        column = name if place == HOST else f"{name} {place}"
+        with progress(f"Verifying {column}", JUDGE_STEPS) as step:
+            judging = partial(_judge, bundle / name, manifest, config, golden.evaluation, source, step)
+            if place == HOST:
+                found[column] = with_replay(judging(get_target(name)), golden, name, manifest.context)
+            else:
+                found[column] = verify_on_arm64(name, place, device, judging, golden, manifest.context)
         if source is None:
-            found[name] = _with_known(found[name], manifest.certificate, name)
+            found[column] = _with_known(found[column], manifest.certificate, name, total=place == HOST)
     return Certificate(found)
+
+
+def _judge(
+    folder: Path,
+    manifest: Manifest,
+    config: ModelConfig,
+    evaluation: Evaluation,
+    source: Logits | None,
+    step: Callable[[], None],
+    target: Target,
+) -> Judgement:
+    allowed = limits(manifest.recipe.get("thresholds", {}), target.limits)
+    return judge(target, folder, config, manifest.weights, evaluation, source, allowed, step)
 
 
 def check_targets(bundle: Path, manifest: Manifest, targets: Sequence[str] | None) -> tuple[str, ...]:
@@ -149,30 +182,13 @@ def source_logits(
         return reference_logits(CheckpointWeights(checkpoint), config, evaluation.tokens, first=evaluation.first)
 
 
-def _with_replay(judgement: Judgement, golden: Golden, name: str) -> TargetCertificate:
-    """Hold what the artifact gave against golden.json, which was written when it was exported."""
-    certificate, expected = judgement.certificate, golden.targets.get(name)
-    if judgement.shipped is None:
-        return certificate
-    if expected is None:
-        return replace(certificate, failures=(*certificate.failures, f"golden.json has nothing for {name}"))
-    kl, tolerance = replay_kl(expected["expected"], judgement.shipped), expected["tolerance_kl"]
-    if not kl <= tolerance:
-        line = f"golden replay: KL {kl:.3g} exceeds {tolerance:.3g}"
-        certificate = replace(certificate, failures=(*certificate.failures, line))
-    return certificate
+def _with_known(
+    certificate: TargetCertificate, known: Mapping[str, Any], name: str, *, total: bool
+) -> TargetCertificate:
+    """Quantization and total as they were measured at export, when the source was at hand.
 
-
-def _with_context(certificate: TargetCertificate, held: int | None, stated: int) -> TargetCertificate:
-    """Hold the length of the artifact's cache against the manifest."""
-    if held is None or held == stated:
-        return certificate
-    line = f"context: the artifact holds {held} tokens, pocketlm.json says {stated}"
-    return replace(certificate, failures=(*certificate.failures, line))
-
-
-def _with_known(certificate: TargetCertificate, known: Mapping[str, Any], name: str) -> TargetCertificate:
-    """Quantization and total as they were measured at export, when the source was at hand."""
+    ``total``: whether that of the export holds here; on another processor the artifact gives something else.
+    """
     before = known.get("targets", {}).get(name, {})
     if certificate.runtime is None or not before:
         return certificate
@@ -181,6 +197,10 @@ def _with_known(certificate: TargetCertificate, known: Mapping[str, Any], name: 
         certificate,
         write_seconds=written if isinstance(written, (int, float)) else None,
         quantization=error_from_json(before.get("quantization")),
-        total=error_from_json(before.get("total")),
-        notes=(*certificate.notes, "quantization and total are those measured at export; give --reference to repeat"),
+        total=error_from_json(before.get("total")) if total else None,
+        notes=(
+            *certificate.notes,
+            f"quantization {'and total are those' if total else 'is that'} measured at export; "
+            "give --reference to repeat",
+        ),
     )
