@@ -114,7 +114,7 @@ def _build(folder: Path) -> None:
     flags = ["-DC10_USING_CUSTOM_GENERATED_MACROS", *(f"-isystem{header}" for header in headers)]
     # Libraries register their kernels when they are loaded, so all are kept though the runner calls few of them.
     link = ["-Wl,--no-as-needed", *linked, "-Wl,--allow-shlib-undefined", "-Wl,-rpath,$ORIGIN"]
-    _compile(folder, [*flags, DATA / "arm64_runner.cpp", "-o", folder / RUNNER, *link])
+    _compile(folder, [*flags, str(DATA / "arm64_runner.cpp"), "-o", str(folder / RUNNER), *map(str, link)])
     shutil.rmtree(executorch)
     kept = folder / EMULATOR
     (folder / "host/usr/bin/qemu-aarch64").rename(kept)

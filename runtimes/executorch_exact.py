@@ -38,9 +38,10 @@ def exact_logits(
         session = open_program(Path(scratch))
         for row, sequence in zip(logits, tokens.tolist(), strict=True):
             session.reset()
+            start = 0
             for part in parts_of(sequence):
-                start = session.position
                 row[start : start + len(part)] = session.run_all(part)
+                start += len(part)
     return logits
 
 

@@ -108,7 +108,7 @@ def test_every_byte_of_the_weights_file_is_accounted_for(recipe):
 
 
 def test_description_follows_swift_transformers():
-    folder, config, _ = package("int4", functions=FLEXIBLE_ONLY)
+    folder, _, _ = package("int4", functions=FLEXIBLE_ONLY)
     description = MilPackage(folder / PACKAGE).spec.description
     assert [feature.name for feature in description.input] == ["inputIds", "causalMask"]
     assert [feature.name for feature in description.output] == ["logits"]
