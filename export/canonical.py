@@ -64,6 +64,11 @@ def quantize_checkpoint(
             yield name, tensor
 
 
+def matrix_formats(checkpoint: Checkpoint, names: list[str], recipe: Recipe) -> dict[str, Format]:
+    """The format of each weight that a recipe's formats apply to."""
+    return {name: recipe.format_of(name) for name in names if is_linear(name, checkpoint.shape(name))}
+
+
 def check_patterns(checkpoint: Checkpoint, names: list[str], recipe: Recipe) -> None:
     """Raise InputError if a recipe has a pattern that no matrix of the model fits: it would silently do nothing."""
     matrices = [name for name in names if is_linear(name, checkpoint.shape(name))]

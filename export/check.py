@@ -51,11 +51,19 @@ def _check_bias_keys(checkpoint: Checkpoint, config: ModelConfig, names: set[str
     """Where config.json speaks of biases the tensors must agree: transformers goes by it, we go by the tensors."""
     firsts = {"attention_bias": attention_names(0)[0][0], "mlp_bias": mlp_names(0, config.layers[0].mlp)[0][0]}
     for key, weight in firsts.items():
-        stated, bias = checkpoint.config.get(key), weight.removesuffix("weight") + "bias"
-        if stated is not None and bool(stated) != (bias in names):
-            found = "is there" if bias in names else "is missing"
+        stated, part = checkpoint.config.get(key), weight.split(".")[3]
+        if stated is None:
+            continue
+        wanted = [weight.removesuffix("weight") + "bias"] if stated else []
+        wrong = [name for name in wanted if name not in names] or [
+            name
+            for name in names
+            if not stated and name.endswith(".bias") and f".{part}." in name and ".layers." in name
+        ]
+        if wrong:
+            found = "is missing" if stated else "is there"
             raise InputError(
-                f"config.json says {key} = {json.dumps(stated)}, but the tensor {bias} {found}; correct one"
+                f"config.json says {key} = {json.dumps(stated)}, but the tensor {min(wrong)} {found}; correct one"
             )
 
 

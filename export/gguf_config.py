@@ -120,13 +120,11 @@ def _real(fields: Mapping[str, Any], key: str, default: float | None = None) -> 
 
 def _rope_parameters(fields: Mapping[str, Any], head_dim: int, factors: NDArray[np.float32] | None) -> dict[str, Any]:
     theta = _real(fields, "rope.freq_base", 10000.0)
-    kind = _get(fields, "rope.scaling.type", "none")
+    kind = _get(fields, "rope.scaling.type", "linear")  # as llama.cpp reads a file without it
     linear = 1.0
     if kind == "linear":
-        linear = _real(fields, "rope.scaling.factor")
-    elif kind == "none":
-        linear = _real(fields, "rope.scale_linear", 1.0)
-    else:
+        linear = _real(fields, "rope.scaling.factor", _real(fields, "rope.scale_linear", 1.0))
+    elif kind != "none":
         raise InputError(f"GGUF: rope scaling {kind!r} is not supported; supported are: none, linear, llama3")
     if factors is not None and not np.all(factors == 1):
         if linear != 1:

@@ -70,6 +70,7 @@ def parse_rope(raw: Mapping[str, Any], head_dim: int, context: int, kind: str = 
 
 
 def _rope_parameters(raw: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    _check_one_scaling(raw)
     parameters: dict[str, Any] = {}
     for key in ("rope_scaling", "rope_parameters"):
         given = raw.get(key)
@@ -85,6 +86,21 @@ def _rope_parameters(raw: Mapping[str, Any], kind: str) -> dict[str, Any]:
         if raw.get(key) is not None:
             parameters.setdefault(key, raw[key])
     return parameters
+
+
+def _check_one_scaling(raw: Mapping[str, Any]) -> None:
+    """Both spellings of the scaling may be there if they agree: which one a program goes by differs."""
+    old, new = raw.get("rope_scaling"), raw.get("rope_parameters")
+    if not isinstance(old, Mapping) or not isinstance(new, Mapping):
+        return
+    alias = {"type": "rope_type"}
+    stated = {alias.get(key, key): value for key, value in old.items() if value is not None}
+    other = {alias.get(key, key): value for key, value in new.items()}
+    wrong = [key for key, value in stated.items() if other.get(key, value if key == "rope_theta" else None) != value]
+    if wrong:
+        raise InputError(
+            f"config.json: rope_scaling and rope_parameters differ in {wrong[0]}; remove the one that is wrong"
+        )
 
 
 def _parse_llama3(parameters: Mapping[str, Any]) -> Llama3Scaling:

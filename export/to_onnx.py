@@ -7,6 +7,7 @@ Runtime's docs/ContribOperators.md.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from ..errors import InputError
+from ..quantize.recipe import Format
 from ..quantize.store import Dense, Weights, bias_of, pack_int4
 from ..quantize.tensor import QuantizedTensor
 from .config import Attention, Experts, Mlp, ModelConfig
@@ -21,10 +23,13 @@ from .decoder import decoder, every_expert, fused_name, qk_norm_names, router_na
 from .onnx_attention import AttentionWriter
 from .onnx_experts import fits_qmoe, write_qmoe
 from .onnx_file import MICROSOFT, OnnxFile, value_info
+from .shapes import tensor_shapes
 
 # MatMulNBits computes 4: int8 activations, scaled per block of weights; 0: fp32 activations.
 SHIPPED_ACCURACY = 4
 _LARGEST_BLOCK = 128
+_SMALLEST_BLOCK = 16
+_HEAD_MULTIPLE = 16
 
 
 def write_onnx(folder: Path, config: ModelConfig, weights: Weights, context: int) -> None:
@@ -42,14 +47,35 @@ def write_onnx(folder: Path, config: ModelConfig, weights: Weights, context: int
         file.close()
 
 
+def check_onnx(config: ModelConfig, formats: Mapping[str, Format]) -> None:
+    """Raise InputError for a shape that ONNX Runtime's operators cannot take; ``formats`` are those of the matrices."""
+    for layer in config.layers:
+        if layer.attention.head_dim % _HEAD_MULTIPLE:
+            raise InputError(
+                f"ONNX Runtime's attention needs heads of a multiple of {_HEAD_MULTIPLE} columns, these have "
+                f"{layer.attention.head_dim}; export to another target with --to"
+            )
+    shapes = tensor_shapes(config)
+    for name, form in formats.items():
+        columns = shapes[name][1]
+        if form.bits == 8 and _block(columns, form.group or columns) < _SMALLEST_BLOCK:
+            raise InputError(
+                f"{name}: ONNX Runtime's 8 bits need a multiple of {_SMALLEST_BLOCK} columns, it has {columns}; "
+                'override it with { kind = "fp16" } in a recipe'
+            )
+
+
 def block_of(weight: QuantizedTensor) -> int:
     """Columns per block in MatMulNBits: the group, or the largest power of two that divides a whole row.
 
     ONNX Runtime wants a power of two of at least 16; a row's one scale is then repeated for each of its blocks.
     """
-    columns = weight.shape[1]
-    if weight.group != columns or columns in (16, 32, 64, 128):
-        return weight.group
+    return _block(weight.shape[1], weight.group)
+
+
+def _block(columns: int, group: int) -> int:
+    if group != columns or columns in (16, 32, 64, 128):
+        return group
     return min(columns & -columns, _LARGEST_BLOCK)
 
 

@@ -15,7 +15,7 @@ from ..errors import InputError, ParityError
 from ..export.adapters import ADAPTER_WEIGHTS
 from ..export.apple import FUNCTIONS
 from ..export.bundle import Manifest, fingerprint, hash_file, hash_folder, staging, write_manifest
-from ..export.canonical import TensorError, check_formats, check_patterns
+from ..export.canonical import TensorError, check_formats, check_patterns, matrix_formats
 from ..export.check import check_tensors
 from ..export.checkpoint import Checkpoint
 from ..export.config import ModelConfig, parse_config
@@ -106,7 +106,7 @@ def export(
         raise InputError("name at least one target with --to")
     if coreml_shapes not in FUNCTIONS:
         raise InputError(f"coreml_shapes must be one of {', '.join(FUNCTIONS)}, it is {coreml_shapes!r}")
-    opened = _open(model, recipe, context, calibration, adapters)
+    opened = _open(model, recipe, context, calibration, adapters, targets)
     with staging(output, overwrite) as folder:
         notes = _write_texts(opened, folder)
         if budget is not None:
@@ -122,7 +122,14 @@ def export(
     return ExportReport(output, certificate, tuple(worst))
 
 
-def _open(model: str, recipe: str, context: int | None, calibration: Path | None, adapters: Sequence[str]) -> _Model:
+def _open(
+    model: str,
+    recipe: str,
+    context: int | None,
+    calibration: Path | None,
+    adapters: Sequence[str],
+    targets: Sequence[Target],
+) -> _Model:
     """Everything that can be refused is refused here, before any work is done."""
     chosen = load_recipe(recipe)
     limits(chosen.thresholds)
@@ -132,6 +139,10 @@ def _open(model: str, recipe: str, context: int | None, calibration: Path | None
     check_tensors(checkpoint, config)
     check_formats(checkpoint, list(checkpoint.names()), chosen)
     check_patterns(checkpoint, list(checkpoint.names()), chosen)
+    formats = matrix_formats(checkpoint, list(checkpoint.names()), chosen)
+    for target in targets:
+        if target.check is not None:
+            target.check(config, formats)
     if config.max_position_embeddings < 2:
         raise InputError(
             f"{model}: was made for contexts of one token, which is no conversation; it cannot be exported"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..export.config import ModelConfig
+from ..quantize.recipe import Format
 from ..quantize.store import Weights
 from . import onnx_session
 from .session import Session
@@ -55,10 +56,16 @@ def _emulate(
     return reference_logits(weights, config, tokens, int8_per_block, embedding_noise, first)
 
 
+def _check(config: ModelConfig, formats: Mapping[str, Format]) -> None:
+    from ..export.to_onnx import check_onnx
+
+    check_onnx(config, formats)
+
+
 def _locate(folder: Path, config: ModelConfig, weights: Weights, tokens: NDArray[np.int64]) -> str:
     from .onnx_locate import locate
 
     return locate(folder, config, weights, tokens)
 
 
-ONNX = Target("onnx", _write, _read_back, _open, _exact, _emulate, onnx_session.version, _locate)
+ONNX = Target("onnx", _write, _read_back, _open, _exact, _emulate, onnx_session.version, _locate, check=_check)

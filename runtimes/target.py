@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..export.config import ModelConfig
+from ..quantize.recipe import Format
 from ..quantize.store import Weights
 from .session import Session
 
@@ -81,6 +82,7 @@ class Target:
     locate        (folder, config, weights, token ids) -> one line that names the first operation that deviates
     notes         what a reader of the certificate must know
     remarks       (folder) -> the same of this artifact
+    check         (config, formats of the matrices by name): raises InputError for what the target cannot hold
     lint          (folder) -> one line for each construct known to be slow or to fail on a device, with its source
     """
 
@@ -97,3 +99,4 @@ class Target:
     notes: tuple[str, ...] = ()
     remarks: Callable[[Path], tuple[str, ...]] | None = None
     lint: Callable[[Path], tuple[str, ...]] | None = None
+    check: Callable[[ModelConfig, Mapping[str, Format]], None] | None = None

@@ -103,3 +103,18 @@ def test_a_tokenizer_with_more_ids_than_the_embedding_has_rows(folder: Path) -> 
 def test_a_tokenizer_without_a_vocabulary(folder: Path, content: dict[str, Any]) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(content))
     assert "tokenizer.json has no vocabulary" in refusal(folder)
+
+
+def test_a_bias_anywhere_that_the_configuration_denies(folder: Path) -> None:
+    bias = "model.layers.1.mlp.down_proj.bias"
+    rewrite(folder, lambda tensors: tensors.update({bias: np.ones(64, "f")}))
+    assert f"config.json says mlp_bias = false, but the tensor {bias} is there" in refusal(folder)
+
+
+def test_two_spellings_of_the_rope_scaling_must_agree(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_scaling"] = {"type": "linear", "factor": 4.0}
+    with pytest.raises(InputError, match="rope_scaling and rope_parameters differ in rope_type"):
+        parse_config(config)
+    config["rope_parameters"] = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+    parse_config(config)

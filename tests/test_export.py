@@ -332,3 +332,20 @@ def test_inspect_tells_what_is_there(bundle, tiny_folder, capsys):
         assert json.loads(capsys.readouterr().out)["kind"] == kind
         assert run(["inspect", str(path)]) == 0
         assert all(len(line) <= 80 for line in capsys.readouterr().out.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("options", "recipe", "expected"),
+    [
+        ({"head_dim": 24}, "fp32", "needs heads of a multiple of 16 columns, these have 24"),
+        (
+            {"intermediate": 72},
+            "int8",
+            "down_proj.weight: ONNX Runtime's 8 bits need a multiple of 16 columns, it has 72",
+        ),
+    ],
+)
+def test_shapes_that_onnx_runtime_cannot_take(tmp_path, capsys, options, recipe, expected):
+    folder = tiny_llama(tmp_path / "model", **options)
+    assert run(["export", str(folder), "-o", str(tmp_path / "b"), "--recipe", recipe]) == 2
+    assert expected in message(capsys)

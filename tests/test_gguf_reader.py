@@ -239,6 +239,33 @@ def test_keys_that_change_the_computation_are_refused(
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "factor"),
+    [
+        (lambda w: w.add_float32("llama.rope.scale_linear", 4.0), 4.0),
+        (lambda w: w.add_rope_scaling_factor(4.0), 4.0),
+        (lambda w: (w.add_rope_scaling_type(rope_scaling("NONE")), w.add_rope_scaling_factor(4.0)), 1.0),
+    ],
+)
+def test_scaling_as_older_files_state_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], None], factor: float
+) -> None:
+    """As llama.cpp's llama_model::load_hparams reads it: a file without a type of scaling means linear."""
+    import gguf
+
+    finish = gguf.GGUFWriter.write_header_to_file
+
+    def with_change(writer: gguf.GGUFWriter) -> None:
+        change(writer)
+        finish(writer)
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_header_to_file", with_change)
+    reader = GgufReader(tiny_gguf(tmp_path / "a.gguf", tiny_llama(tmp_path)))
+    rope = parse_config(reader.config).layers[0].attention.rope
+    assert rope is not None
+    assert rope.linear_factor == factor
+
+
 def rope_scaling(name: str) -> Any:
     import gguf
 

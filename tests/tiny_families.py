@@ -11,7 +11,7 @@ from pocketlm.export.check import check_tensors
 from pocketlm.export.config import parse_config
 from pocketlm.export.open_checkpoint import open_checkpoint
 from pocketlm.quantize.recipe import load_recipe
-from pocketlm.runtimes.target import SpecialTokens
+from pocketlm.runtimes.target import Details
 from pocketlm.runtimes.targets import get_target
 from tiny import write_tokenizer
 
@@ -148,5 +148,5 @@ def canonical(name, recipe="fp32", context=CONTEXT):
 def artifact(name, target, recipe="fp32", context=CONTEXT):
     """The folder of a finished artifact, which nobody may change."""
     folder = Path(mkdtemp(prefix="pocketlm-test-"))
-    get_target(target).write(folder, *canonical(name, recipe, context), context, SpecialTokens(1, (2,)))
+    get_target(target).write(folder, *canonical(name, recipe, context), context, Details(1, (2,)))
     return folder
