@@ -169,7 +169,7 @@ public enum TitleDisplayMode { case automatic, inline, large }
 public enum ImageScale { case small, medium, large }
 
 extension View {
-    public func task(_ action: sending @escaping @isolated(any) () async -> Void) -> some View { self }
+    public func task(_ action: @escaping @Sendable () async -> Void) -> some View { self }
     public func padding() -> some View { self }
     public func padding(_ length: Double) -> some View { self }
     public func font(_ font: Font?) -> some View { self }
@@ -177,7 +177,7 @@ extension View {
     public func background<S: ShapeStyle, T: Shape>(_ style: S, in shape: T) -> some View { self }
     public func navigationTitle<S: StringProtocol>(_ title: S) -> some View { self }
     public func navigationBarTitleDisplayMode(_ mode: TitleDisplayMode) -> some View { self }
-    public func refreshable(action: @escaping @Sendable @MainActor () async -> Void) -> some View { self }
+    public func refreshable(action: @escaping @Sendable () async -> Void) -> some View { self }
     public func fileImporter(
         isPresented: Binding<Bool>, allowedContentTypes: [UTType],
         onCompletion: @escaping (Result<URL, any Error>) -> Void

@@ -34,7 +34,7 @@ struct LibraryView: View {
                 }
             }
             .navigationTitle("pocketlm")
-            .refreshable { model.refresh() }
+            .refreshable { await model.refresh() }
             .fileImporter(isPresented: $isImporting, allowedContentTypes: [.folder]) { result in
                 if case .success(let url) = result { model.importBundle(from: url) }
             }
