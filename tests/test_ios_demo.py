@@ -16,7 +16,9 @@ import tree_sitter_swift
 import yaml
 from pbxproj import XcodeProject
 from pocketlm.export.bundle import changed_files, read_manifest
-from pocketlm.runtimes.verify import verify
+from pocketlm.runtimes.coreml_session import open_coreml
+from pocketlm.runtimes.golden import read_golden, replay_kl
+from pocketlm.runtimes.judge import shipped_logits
 from tree_sitter import Language, Node, Parser
 
 ROOT = Path(__file__).parents[1]
@@ -188,7 +190,10 @@ def test_the_sample_is_a_sound_bundle() -> None:
         "pocketlm.json",
     }
     assert manifest.targets == ("coreml",)
-    assert verify(sample).passed
+    golden = read_golden(sample)
+    shipped = shipped_logits(open_coreml(sample / "coreml"), golden.evaluation)
+    expected = golden.targets["coreml"]
+    assert replay_kl(expected["expected"], shipped) <= expected["tolerance_kl"]
 
 
 def test_the_vectors_that_swift_reads_exist() -> None:
