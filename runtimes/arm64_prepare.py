@@ -108,22 +108,22 @@ def _build(folder: Path) -> None:
         shutil.copy2(executorch / source, out / Path(source).name)
     for name in _ABSENT:
         source_file = str(DATA / "arm64_no_torch.cpp") if name == _ABSENT[0] else os.devnull
-        _compile(folder, ["-shared", "-fPIC", f"-Wl,-soname,{name}", "-x", "c++", source_file, "-o", out / name])
-    headers = [executorch / "include", executorch / "include/executorch/runtime/core/portable_type/c10"]
-    linked = [out / name for name in (*_ABSENT, *(Path(library).name for library in _LIBRARIES))]
+        _compile(folder, ["-shared", "-fPIC", f"-Wl,-soname,{name}", "-x", "c++", source_file, "-o", str(out / name)])
+    headers = (executorch / "include", executorch / "include/executorch/runtime/core/portable_type/c10")
+    linked = [str(out / name) for name in (*_ABSENT, *(Path(library).name for library in _LIBRARIES))]
     flags = ["-DC10_USING_CUSTOM_GENERATED_MACROS", *(f"-isystem{header}" for header in headers)]
     # Libraries register their kernels when they are loaded, so all are kept though the runner calls few of them.
     link = ["-Wl,--no-as-needed", *linked, "-Wl,--allow-shlib-undefined", "-Wl,-rpath,$ORIGIN"]
-    _compile(folder, [*flags, str(DATA / "arm64_runner.cpp"), "-o", str(folder / RUNNER), *map(str, link)])
+    _compile(folder, [*flags, str(DATA / "arm64_runner.cpp"), "-o", str(folder / RUNNER), *link])
     shutil.rmtree(executorch)
     kept = folder / EMULATOR
     (folder / "host/usr/bin/qemu-aarch64").rename(kept)
     shutil.rmtree(folder / "host")
 
 
-def _compile(folder: Path, arguments: Sequence[str | Path]) -> None:
+def _compile(folder: Path, arguments: Sequence[str]) -> None:
     host = folder / "host"
-    command = [host / "usr/bin/aarch64-linux-gnu-g++-12", f"-Wl,--sysroot={host}", "-std=c++20", "-O1", *arguments]
+    command = [str(host / "usr/bin/aarch64-linux-gnu-g++-12"), f"-Wl,--sysroot={host}", "-std=c++20", "-O1", *arguments]
     _run(command, {"LD_LIBRARY_PATH": str(host / "usr/lib/x86_64-linux-gnu")})
 
 

@@ -47,6 +47,11 @@ class Session(Protocol):
 class AllLogits(Protocol):
     """A session whose artifact gives the logits of every token."""
 
+    @property
+    def position(self) -> int:
+        """Tokens in the cache now."""
+        ...
+
     def run_all(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Append tokens; float32 (tokens, vocab_size)."""
         ...
