@@ -124,6 +124,7 @@ def on_arm64(target: Target, runs: Arm64Runs) -> Target:
         evaluated_by=lambda: evaluator(name, runs),
         locate=None,
         exactness=None,
+        limits={},  # what a target asks for beyond the table rests on its exactness
         notes=(*target.notes, *_notes(name, runs)),
         lint=None,
     )

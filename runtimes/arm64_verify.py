@@ -11,9 +11,7 @@ from .arm64_lane import find_lane, parse_place
 from .arm64_target import TARGETS, arm64_runs, on_arm64
 from .certificate import TargetCertificate
 from .devices import find_device
-from .golden import Golden
 from .judge import Judgement
-from .replay import with_replay
 from .target import Target
 from .targets import get_target
 
@@ -35,17 +33,21 @@ def check_on_arm64(place: str, device: str | None, names: Sequence[str], explici
 
 
 def verify_on_arm64(
-    name: str, place: str, device: str | None, judging: Callable[[Target], Judgement], golden: Golden, context: int
+    name: str,
+    place: str,
+    device: str | None,
+    judging: Callable[[Target], Judgement],
+    replaying: Callable[[Judgement, str], TargetCertificate],
 ) -> TargetCertificate:
     """Judge a target's artifact on a core, in the memory of a phone that has one.
 
-    context  tokens that pocketlm.json says the artifact's cache holds
+    judging    of a target's artifact; ``replaying`` holds what it gave against an entry of golden.json
     """
     core = parse_place(place)
     phone = find_device(device, core)
     with arm64_runs(find_lane(), core, None if phone is None else phone.app_bytes) as runs:
         judgement = judging(on_arm64(get_target(name), runs))
-        certificate = with_replay(judgement, golden, arithmetic(name, core), context)
+        certificate = replaying(judgement, arithmetic(name, core))
         hardware = runs.hardware(None if phone is None else phone.name)
         failures = tuple(_with_device(line, hardware.device) for line in certificate.failures)
         return replace(certificate, hardware=hardware, failures=failures)

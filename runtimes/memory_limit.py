@@ -6,7 +6,6 @@ Either counts from now on: what the process has taken so far (an emulator, an in
 from __future__ import annotations
 
 import os
-import resource
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -102,6 +101,8 @@ def _with_rlimit(process: int, size_bytes: int) -> MemoryLimit | None:
     """RLIMIT_DATA counts private writable memory: what is mapped from the artifact's file does not count."""
     if sys.platform != "linux":
         return None
+    import resource  # Windows has none
+
     limit = status_bytes(process, "VmData") + size_bytes
     resource.prlimit(process, resource.RLIMIT_DATA, (limit, limit))
     return MemoryLimit("rlimit", lambda: False, lambda: None)

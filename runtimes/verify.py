@@ -86,10 +86,11 @@ def verify(
         column = name if place == HOST else f"{name} {place}"
         with progress(f"Verifying {column}", JUDGE_STEPS) as step:
             judging = partial(_judge, bundle / name, manifest, config, golden.evaluation, source, step)
+            replaying = partial(with_replay, golden=golden, context=manifest.context, part=sequences is not None)
             if place == HOST:
-                found[column] = with_replay(judging(get_target(name)), golden, name, manifest.context)
+                found[column] = replaying(judging(get_target(name)), entry=name)
             else:
-                found[column] = verify_on_arm64(name, place, device, judging, golden, manifest.context)
+                found[column] = verify_on_arm64(name, place, device, judging, replaying)
         if source is None:
             found[column] = _with_known(found[column], manifest.certificate, name, total=place == HOST)
     return Certificate(found)

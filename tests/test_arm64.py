@@ -146,6 +146,16 @@ def test_the_arithmetic_of_x86_is_another_one(bundle):
 NAMES = ("onnx", "onnx-arm64")
 
 
+def test_a_machine_that_is_arm64_itself_runs_its_own_runtimes(bundle, monkeypatch):
+    """The path without an emulator, on this machine: ExecuTorch computes the same on any processor."""
+    monkeypatch.setattr("pocketlm.runtimes.arm64_lane.is_native", lambda: True)
+    target = verify(bundle, ["executorch"], on=["arm64"], device="iphone-13").targets["executorch arm64"]
+    assert target.failures == ()
+    assert target.hardware.core == "native"
+    assert target.hardware.instructions is None
+    assert target.hardware.device == "Apple iPhone 13"
+
+
 def test_a_memory_limit_is_a_verdict(lane, bundle):
     with arm64_runs(lane, "cortex-a76", 1 << 20) as runs, pytest.raises(ArtifactError, match="memory: needs more than"):
         shipped_logits(runs.open_shipped("executorch", bundle / "executorch", 1), read_golden(bundle).evaluation)
