@@ -26,10 +26,11 @@ def int8_per_block(x: Tensor, weight: QuantizedTensor) -> Tensor:
 
 
 def int8_on_arm(x: Tensor, weight: QuantizedTensor) -> Tensor:
-    """The same operator on ARM cores with dot products: int4 weights go to KleidiAI, int8 weights stay with MLAS.
+    """The same operator on ARM cores with dot products: int4 weights in blocks of 32 or more go to KleidiAI.
 
     KleidiAI rounds each token (..., in) by its own range with a zero point (kai_lhs_quant_pack_qai8dxp_f32), which is
     XNNPACK's formula. On cores without dot products the operator computes in fp32. Tests hold all three to the operator
     on emulated cores.
     """
-    return int8_per_token(x, weight) if weight.bits == 4 else int8_per_block(x, weight)
+    kleidi = weight.bits == 4 and block_of(weight) % 32 == 0
+    return int8_per_token(x, weight) if kleidi else int8_per_block(x, weight)

@@ -39,7 +39,7 @@ def bundle(tmp_path_factory):
     return folder / "b"
 
 
-CASES = [(4, 32, 576), (4, 64, 192), (4, 128, 512), (8, None, 96), (8, None, 192)]
+CASES = [(4, 16, 96), (4, 32, 576), (4, 64, 192), (4, 128, 512), (8, None, 96), (8, None, 192)]
 OPERATOR = """
 import sys, numpy as np, onnxruntime
 options = onnxruntime.SessionOptions()
