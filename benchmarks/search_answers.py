@@ -145,6 +145,7 @@ def measure(bundle: Path, questions: list[Question], source: IndexSource) -> Non
     for label, search in (
         ("without search", None),
         ("search, keywords of the question", Search((Listening(),))),
+        ("search, three passages", Search((Listening(),), passages=3)),
         ("search, query by the model", Search((Listening(),), rewrite=True)),
     ):
         asked.clear()

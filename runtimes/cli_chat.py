@@ -43,6 +43,7 @@ from .cli_shared import TARGET_NAMES, examples, json_option, print_json, progres
     metavar="SOURCE",
     help="Answer from what is found there: an index file, searxng:URL or wikipedia:LANGUAGE. Repeatable.",
 )
+@click.option("--search-passages", type=click.IntRange(1, 10), default=1, show_default=True, help="Shown to the model.")
 @click.option("--search-rewrite", is_flag=True, help="Let the model write the query, not the question's keywords.")
 @json_option
 def chat_command(
@@ -53,6 +54,7 @@ def chat_command(
     max_new_tokens: int,
     threads: int,
     search_in: tuple[str, ...],
+    search_passages: int,
     search_rewrite: bool,
     as_json: bool,
     **sampling: Any,
@@ -66,7 +68,7 @@ def chat_command(
     from .targets import get_target
     from .verify import check_small_files, check_targets
 
-    search = Search(tuple(map(open_source, search_in)), search_rewrite) if search_in else None
+    search = Search(tuple(map(open_source, search_in)), search_rewrite, search_passages) if search_in else None
     manifest = read_manifest(bundle)
     name = check_targets(bundle, manifest, [target] if target else None)[0]
     check_small_files(bundle, manifest)

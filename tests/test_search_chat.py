@@ -38,7 +38,7 @@ class Given:
 def prepared(bundle, source, *messages, context=4000, limit=50):
     given = [{"role": role, "content": content} for role, content in messages]
     files = load_chat_files(bundle)
-    talk = Chat(files, FakeSession(VOCABULARY, context), Sampling(), limit, Search((source,)))
+    talk = Chat(files, FakeSession(VOCABULARY, context), Sampling(), limit, Search((source,), passages=3))
     return talk, talk.prepare(given, [])
 
 
@@ -65,7 +65,7 @@ def test_hostile_passages_change_nothing_but_their_own_place(bundle, text):
     shown = grounded("What is it?", [Passage("t", text, "s")])
     assert shown.lower().count("<passages>") == shown.lower().count("</passages>") == 1
     assert shown.index("</passages>") > shown.index("[1]")
-    assert shown.endswith("\n\nWhat is it?")
+    assert shown.endswith("\n\nQuestion: What is it?\nAnswer:")
 
 
 def test_passages_are_cut_to_what_the_conversation_leaves(bundle):
