@@ -6,7 +6,7 @@ MODEL := smollm2-135m
 BUNDLE := out/$(MODEL)-int4-rtn
 PROMPT ?= What is the capital of France?
 
-.PHONY: setup demo test lint types swift bench quality golden phone-class clean
+.PHONY: setup demo test lint types swift bench quality golden phone-class android-test android-apk clean
 
 setup: $(VENV)/.installed-all
 
@@ -43,6 +43,8 @@ $(BUNDLE)/pocketlm.json: $(VENV)/.installed-all
 
 test: $(VENV)/.installed-dev lint types swift
 	$(BIN)/python -m pytest
+	@if command -v mvn >/dev/null && command -v java >/dev/null; then $(MAKE) --no-print-directory android-test; \
+	else echo "SKIPPED: the tests of android_demo, which need a JDK (17) and Maven"; fi
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -70,6 +72,19 @@ golden: $(VENV)/.installed-dev
 
 quality: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/quality/run.py
+
+# The app's tests on the JVM, with the real SmolLM2 on the real ONNX Runtime; its export is kept in out/.
+ONNX_BUNDLE := out/$(MODEL)-onnx
+$(ONNX_BUNDLE)/pocketlm.json: | $(VENV)/.installed-dev
+	$(BIN)/pocketlm fetch $(MODEL)
+	$(BIN)/pocketlm export $(MODEL) -o $(ONNX_BUNDLE) --to onnx --overwrite
+
+android-test: $(ONNX_BUNDLE)/pocketlm.json
+	cd android_demo && mvn -q -B test
+
+# A signed APK in out/android; android_demo/scripts/apk.sh says what it needs.
+android-apk:
+	android_demo/scripts/apk.sh
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/export_cost.py

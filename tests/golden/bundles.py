@@ -185,3 +185,33 @@ def broken_bundles(bundle: Mapping[str, str]) -> list[dict[str, Any]]:
             "words": ["holds no artifact"],
         },
     ]
+
+
+def device_results() -> dict[str, Any]:
+    """What an app writes for figures that its tests make up: a prompt takes 1 s, a token 0.125 s, loading 2 s."""
+    reading = {"battery_milliamperes": -350.0, "temperature_celsius": 31.5, "thermal_status": "none"}
+    run = {"prefill_tokens_per_second": 20.0, "decode_tokens_per_second": 8.0, "time_to_first_token_seconds": 1.0}
+    windows = [{"at_seconds": at, "decode_tokens_per_second": 8.0, "reading": reading} for at in (2.25, 4.5)]
+    target = {
+        "first_load_seconds": 2.0,
+        "later_load_seconds": 2.0,
+        **run,
+        "peak_memory_bytes": 123,
+        "runtime": "scripted",
+        "runs": [run, run],
+        "before": reading,
+        "after": reading,
+        "sustained": windows,
+    }
+    replay = {"tolerance_kl": 0.01, "positions": 64, "seconds": 3.0}
+    return {
+        "schema_version": 1,
+        "kind": "device",
+        "device": {
+            "platform": "android", "model": "Phone 1", "system": "Android 14 (API 34)", "abi": "arm64-v8a", "cores": 8,
+            "memory_bytes": 8_000_000_000,
+        },
+        "bundle": {"name": "tiny", "manifest_sha256": "ab" * 32},
+        "verify": {"onnx": {"kl": 0.004, **replay, "passed": True}, "executorch": {**replay, "passed": False}},
+        "bench": {"prompt_tokens": 20, "new_tokens": 10, "threads": 4, "targets": {"onnx": target}},
+    }  # fmt: skip

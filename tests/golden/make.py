@@ -9,6 +9,7 @@
     sampling.json          logits, settings, seeds, and the tokens that are drawn
     bundle/good/           a whole bundle, but for its model.onnx, which holds no model
     bundle/broken.json     what is wrong with other bundles, and words that the message about it must have
+    device_results.json    what an app writes for `pocketlm device` and `pocketlm bench --import`
     replay.json            logits of a runtime against bundle/good/golden.json, and the KL that comes out
 
 A case of a text is {"user": ids where no control token counts; null if the tokenizer cannot write one as plain text,
@@ -27,7 +28,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from golden.bundles import broken_bundles, good_bundle, replays
+from golden.bundles import broken_bundles, device_results, good_bundle, replays
 from golden.texts import TEXTS
 from golden.vectors import awkward_ids, chat_ids, chat_vectors, sampling_vectors, small_tokenizers
 
@@ -51,6 +52,7 @@ def contents() -> dict[str, str]:
         "sampling.json": _lines(sampling_vectors()),
         "bundle/broken.json": _lines(broken_bundles(bundle)),
         "replay.json": _lines(replays(bundle)),
+        "device_results.json": json.dumps(device_results(), indent=1) + "\n",
     }
 
 

@@ -15,9 +15,9 @@ from golden.texts import TEXTS
 from numpy.typing import NDArray
 from pocketlm.errors import InputError
 from pocketlm.runtimes.chat_template import ChatTemplate, control_tokens, encode_chat
-from pocketlm.runtimes.chat_turns import assemble, chat_turns
+from pocketlm.runtimes.chat_turns import assemble, chat_turns, segments
 from pocketlm.runtimes.sampling import Sampling, sample, uniforms
-from pocketlm.runtimes.tokenizer import StreamDecoder, Tokenizer
+from pocketlm.runtimes.tokenizer import StreamDecoder, Tokenizer, control_pattern
 from tiny_tokenizers import library
 from transcripts import NAMES, TRANSCRIPTS, template_entry
 
@@ -118,16 +118,29 @@ def chat_ids(tokenizers: Mapping[str, str]) -> list[dict[str, Any]]:
     for kind, name in _CHATS.items():
         file = kind.replace(" ", "_")
         tokenizer, template = Tokenizer(tokenizers[file]), _template(name)
-        turns, cases = _turns(template), []
+        turns = {**_turns(template), "control": list(control_tokens(tokenizer, template))}
+        cases = []
         for messages in TRANSCRIPTS:
             try:
-                assemble(turns, messages, NOW)  # what the pieces do not cover, apps refuse
-                cases.append({"messages": messages, "ids": encode_chat(tokenizer, template, messages)})
-            except InputError:
+                cases.append({"messages": messages, "ids": _ids_of_segments(tokenizer, turns, messages)})
+            except InputError:  # what the pieces do not cover, apps refuse
                 continue
-        turns = {**turns, "control": list(control_tokens(tokenizer, template))}
+            if "</think>" not in json.dumps(messages):  # marked, it keeps a template from trimming what is behind it
+                assert cases[-1]["ids"] == encode_chat(tokenizer, template, messages)
         entries.append({"tokenizer": f"tokenizers/{file}.json", "template": name, "turns": turns, "cases": cases})
     return entries
+
+
+def _ids_of_segments(
+    tokenizer: Tokenizer, turns: Mapping[str, Any], messages: Sequence[Mapping[str, str]]
+) -> list[int]:
+    """What apps must give: one text, in which control tokens count in the template's parts alone."""
+    twin, pattern = tokenizer.twin(turns["control"]), control_pattern(turns["control"])
+    parts = [
+        pattern.sub(lambda found: twin.aliases[found[0]], text) if written else text
+        for text, written in segments(turns, messages, NOW)
+    ]
+    return twin.encode("".join(parts))
 
 
 SETTINGS = [

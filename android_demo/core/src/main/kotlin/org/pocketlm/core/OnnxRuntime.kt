@@ -1,0 +1,104 @@
+package org.pocketlm.core
+
+import ai.onnxruntime.OnnxTensor
+import ai.onnxruntime.OrtEnvironment
+import ai.onnxruntime.OrtException
+import ai.onnxruntime.OrtSession
+import ai.onnxruntime.TensorInfo
+import java.io.File
+import java.nio.ByteBuffer
+import java.nio.ByteOrder
+import java.nio.FloatBuffer
+import java.nio.LongBuffer
+
+private const val PAST = "past_key_values"
+
+/** ONNX Runtime, with a cache that the graph updates in place: past and present are the same buffers. */
+class OnnxRuntime private constructor(
+    private val environment: OrtEnvironment,
+    private val options: OrtSession.SessionOptions,
+    private val session: OrtSession,
+) : LlmRuntime {
+    override val context: Int = session.metadata.customMetadata.getValue("context").toInt()
+    override val description = "ONNX Runtime ${environment.version}"
+    override var position = 0
+        private set
+
+    private val vocabSize = shape(session.outputInfo.getValue("logits").info as TensorInfo).last().toInt()
+    private val cache: Map<String, OnnxTensor> = session.inputInfo.filterKeys { it.startsWith(PAST) }.mapValues { (_, node) ->
+        val (_, heads, _, width) = shape(node.info as TensorInfo).toList()
+        val shape = longArrayOf(1, heads, context.toLong(), width)
+        OnnxTensor.createTensor(environment, floats((heads * context * width).toInt()), shape)
+    }
+    private val presents = cache.mapKeys { (name, _) -> name.replace(PAST, "present") }
+    private val mask = longs(context).apply { while (hasRemaining()) put(1) }
+    private val oneLogits = floats(vocabSize)
+    private val oneOutput = OnnxTensor.createTensor(environment, oneLogits, longArrayOf(1, 1, vocabSize.toLong()))
+    private val logits = FloatArray(vocabSize)
+
+    override fun run(tokens: IntArray): FloatArray {
+        checkTokens(this, vocabSize, tokens)
+        val total = position + tokens.size
+        val ids = longs(tokens.size).apply { tokens.forEach { put(it.toLong()) } }
+        ids.rewind()
+        OnnxTensor.createTensor(environment, ids, longArrayOf(1, tokens.size.toLong())).use { idTensor ->
+            OnnxTensor.createTensor(environment, ones(total), longArrayOf(1, total.toLong())).use { maskTensor ->
+                val inputs = cache + mapOf("input_ids" to idTensor, "attention_mask" to maskTensor)
+                if (tokens.size == 1) runOne(inputs) else runMany(inputs)
+            }
+        }
+        position = total
+        return logits
+    }
+
+    private fun ones(count: Int): LongBuffer = mask.duplicate().apply { position(0); limit(count) }.slice()
+
+    private fun runOne(inputs: Map<String, OnnxTensor>) {
+        session.run(inputs, emptySet(), presents + ("logits" to oneOutput)).close()
+        oneLogits.duplicate().apply { rewind() }.get(logits)
+    }
+
+    private fun runMany(inputs: Map<String, OnnxTensor>) =
+        session.run(inputs, setOf("logits"), presents).use { result ->
+            val all = (result.get("logits").get() as OnnxTensor).floatBuffer
+            all.position(all.limit() - vocabSize)
+            all.get(logits)
+        }
+
+    override fun reset() {
+        position = 0 // what is left in the buffers is never looked at
+    }
+
+    override fun close() {
+        cache.values.forEach { it.close() }
+        oneOutput.close()
+        session.close()
+        options.close()
+    }
+
+    companion object {
+        /** Loads model.onnx in [folder]; throws [InputException] if ONNX Runtime refuses it. */
+        fun open(folder: File, threads: Int): OnnxRuntime {
+            val file = File(folder, "model.onnx")
+            val environment = OrtEnvironment.getEnvironment()
+            val options = OrtSession.SessionOptions().apply {
+                setIntraOpNumThreads(threads)
+                setInterOpNumThreads(1)
+            }
+            try {
+                return OnnxRuntime(environment, options, environment.createSession(file.path, options))
+            } catch (error: OrtException) {
+                options.close()
+                throw InputException("$file: ONNX Runtime cannot load it (${oneLine(error)}); export the model again", error)
+            }
+        }
+
+        private fun shape(info: TensorInfo): LongArray = info.shape
+
+        private fun floats(count: Int): FloatBuffer = direct(count, Float.SIZE_BYTES).asFloatBuffer()
+
+        private fun longs(count: Int): LongBuffer = direct(count, Long.SIZE_BYTES).asLongBuffer()
+
+        private fun direct(count: Int, width: Int) = ByteBuffer.allocateDirect(count * width).order(ByteOrder.nativeOrder())
+    }
+}
