@@ -79,8 +79,7 @@ verify() {
 need mvn java keytool aapt2 apksigner zipalign dexdump unzip zip python3
 rm -rf "$WORK"
 mkdir -p "$WORK/apk/lib/arm64-v8a"
-mvn -q -B package -DskipTests
-mvn -q -B -pl app dependency:copy-dependencies -DincludeScope=runtime -DoutputDirectory="$PWD/target/libraries"
+mvn -q -B package dependency:copy-dependencies -DskipTests -DincludeScope=runtime -DoutputDirectory="$PWD/target/libraries"
 mvn -q -B -N dependency:copy -Dartifact=$DX -DoutputDirectory="$PWD/target/libraries"
 aar=$(fetch_natives)
 unzip -qo -j "$aar" 'jni/arm64-v8a/*.so' -d "$WORK/apk/lib/arm64-v8a"

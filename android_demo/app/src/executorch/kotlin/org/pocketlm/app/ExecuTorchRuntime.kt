@@ -27,7 +27,11 @@ class ExecuTorchRuntime private constructor(private val module: Module) : LlmRun
 
     override fun run(tokens: IntArray): FloatArray {
         checkTokens(this, vocabSize, tokens)
-        for (start in tokens.indices step most) call(tokens.copyOfRange(start, minOf(start + most, tokens.size)))
+        try {
+            for (start in tokens.indices step most) call(tokens.copyOfRange(start, minOf(start + most, tokens.size)))
+        } catch (error: RuntimeException) {
+            throw InputException("ExecuTorch could not run the model (${oneLine(error)})", error)
+        }
         return logits
     }
 

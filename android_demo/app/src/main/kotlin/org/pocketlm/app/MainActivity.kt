@@ -12,6 +12,7 @@ import org.pocketlm.core.State
 import java.io.File
 
 private const val PICK = 1
+private const val CHAT = "chat"
 
 /** The one screen of the app: shows the model's state, and hands on what the user asks for. */
 class MainActivity : Activity(), Actions {
@@ -23,7 +24,13 @@ class MainActivity : Activity(), Actions {
         setTheme(if (isNight()) android.R.style.Theme_Material_NoActionBar else android.R.style.Theme_Material_Light_NoActionBar)
         super.onCreate(savedInstanceState)
         model.observe(::show)
-        if (savedInstanceState == null) start(intent)
+        val killed = savedInstanceState?.getString(CHAT)?.takeIf { model.snapshot() == null }
+        if (killed != null) model.restore(killed) else if (savedInstanceState == null) start(intent)
+    }
+
+    override fun onSaveInstanceState(outState: Bundle) {
+        super.onSaveInstanceState(outState)
+        model.snapshot()?.let { outState.putString(CHAT, it) }
     }
 
     private fun isNight() = resources.configuration.uiMode and Configuration.UI_MODE_NIGHT_MASK == Configuration.UI_MODE_NIGHT_YES

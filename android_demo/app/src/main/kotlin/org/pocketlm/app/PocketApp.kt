@@ -9,7 +9,7 @@ import java.util.concurrent.Executors
 
 /** Holds what outlives an activity: a rotation must not lose the chat, nor load the model again. */
 open class PocketApp : Application() {
-    val model: AppModel by lazy { createModel() }
+    open val model: AppModel by lazy { createModel() }
 
     protected open fun createModel(): AppModel {
         val main = Handler(Looper.getMainLooper())

@@ -24,7 +24,8 @@ class TreeImport(private val resolver: ContentResolver, private val tree: Uri) {
         val partial = File(into, ".importing").apply { deleteRecursively() }
         try {
             copyAll(sources, partial, progress)
-            val bundle = Bundle.open(partial).apply { checkHashes { progress(it) } }
+            val bundle = Bundle.open(partial)
+            if (!bundle.checkHashes { progress(it) }) throw InputException("the import was stopped")
             val final = File(into, bundle.manifest.name.replace(Regex("[^A-Za-z0-9._-]"), "_"))
             final.deleteRecursively()
             if (!partial.renameTo(final)) throw InputException("${final.name} cannot be written")
@@ -49,6 +50,8 @@ class TreeImport(private val resolver: ContentResolver, private val tree: Uri) {
     }
 
     private fun list(folder: String, prefix: String): List<Source> = entries(folder).flatMap { entry ->
+        // Names come from another app, and must not lead out of the bundle.
+        if ('/' in entry.name || entry.name == "..") throw InputException("this folder is no bundle, it has a file '${entry.name}'")
         if (entry.isFolder) list(entry.id, "$prefix${entry.name}/") else listOf(Source(entry.id, prefix + entry.name, entry.size))
     }
 

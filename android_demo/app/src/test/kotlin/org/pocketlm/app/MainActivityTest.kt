@@ -100,6 +100,18 @@ class MainActivityTest {
     }
 
     @Test
+    fun `a chat survives that Android kills the app`() {
+        openTiny()
+        say("Hello")
+        val saved = android.os.Bundle()
+        controller.saveInstanceState(saved)
+        app.forget()
+        controller = Robolectric.buildActivity(MainActivity::class.java).create(saved).start().restoreInstanceState(saved).resume().visible()
+        assertTrue(texts().containsAll(listOf("Hello", ANSWER)))
+        assertEquals(2, app.opened)
+    }
+
+    @Test
     fun `an answer can be stopped`() {
         openTiny()
         app.whileAnswering = { press("Stop") }

@@ -28,6 +28,14 @@ class TestApp : PocketApp() {
 
     fun results(id: String): JsonObject = JsonParser.parseString(File(resultsFolder, "$id.json").readText()).asJsonObject
 
+    override val model: AppModel get() = current ?: createModel().also { current = it }
+    private var current: AppModel? = null
+
+    /** As if the process had ended. */
+    fun forget() {
+        current = null
+    }
+
     override fun createModel(): AppModel {
         val now = Executor { it.run() }
         return AppModel(phone, now, now, 1)

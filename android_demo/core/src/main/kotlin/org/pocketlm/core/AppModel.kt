@@ -3,6 +3,7 @@ package org.pocketlm.core
 import org.pocketlm.core.tokenizer.Tokenizer
 import java.io.File
 import java.util.concurrent.Executor
+import java.util.concurrent.atomic.AtomicBoolean
 
 private const val MANIFEST = "pocketlm.json"
 private const val MAX_NEW_TOKENS = 512
@@ -19,7 +20,9 @@ class AppModel(private val platform: Platform, private val worker: Executor, pri
     private var shown: (State) -> Unit = {}
     private var sampling = Sampling()
 
-    @Volatile private var cancelled = false
+    private var latest = AtomicBoolean() // set: what was asked for last is to stop
+
+    @Volatile private var running = latest
 
     /** [show] gets the state now and whenever it changes. */
     fun observe(show: (State) -> Unit) {
@@ -31,7 +34,7 @@ class AppModel(private val platform: Platform, private val worker: Executor, pri
     fun choose(notice: String? = null) = work("Looking for bundles") {
         close()
         val choices = platform.bundleFolders.flatMap { it.listFiles().orEmpty().toList() }
-            .filter { File(it, MANIFEST).isFile }.sortedBy { it.name }.map(::choice)
+            .filter { !it.name.startsWith(".") && File(it, MANIFEST).isFile }.sortedBy { it.name }.map(::choice)
         State.Choosing(choices, notice)
     }
 
@@ -57,12 +60,24 @@ class AppModel(private val platform: Platform, private val worker: Executor, pri
         chatting()
     }
 
+    /** The conversation as text, for a process that may be killed; null if there is none. */
+    fun snapshot(): String? = loaded?.let { now ->
+        jsonOf("folder" to now.bundle.folder.path, "messages" to messages.map { jsonOf("role" to it.role, "content" to it.content) }).toString()
+    }
+
+    /** Opens what [snapshot] described. */
+    fun restore(text: String) {
+        val content = parseJson(text).asObject("snapshot")
+        val talk = content.array("messages").map { it.asObject("message").run { Message(text("role"), text("content")) } }
+        open(File(content.text("folder")), talk)
+    }
+
     private fun load(folder: File, wanted: String?): Loaded {
         close()
         val bundle = Bundle.open(folder)
         val target = target(bundle.manifest, wanted)
         memoryNeed(bundle.manifest, target, platform.availableMemoryBytes()).refusal?.let { throw InputException(it) }
-        bundle.checkHashes { share -> report("Checking ${bundle.manifest.name}", share) }
+        if (!bundle.checkHashes { share -> report("Checking ${bundle.manifest.name}", share) }) throw InputException("loading was stopped")
         report("Loading ${bundle.manifest.name}", null)
         val open = platform.runtimes.getValue(target)
         return Loaded(bundle, target) { open(bundle.file(target), threads) }.also { loaded = it }
@@ -97,7 +112,7 @@ class AppModel(private val platform: Platform, private val worker: Executor, pri
     private fun stream(now: Loaded, tokens: List<Int>): Answer {
         val text = StringBuilder()
         publish(chatting(""))
-        return now.generator.answer(tokens, sampling, MAX_NEW_TOKENS, { cancelled }) {
+        return now.generator.answer(tokens, sampling, MAX_NEW_TOKENS, { running.get() }) {
             text.append(it)
             publish(chatting(text.toString()))
         }
@@ -180,12 +195,12 @@ class AppModel(private val platform: Platform, private val worker: Executor, pri
 
     /** Stops an answer, a verification or a benchmark. */
     fun stop() {
-        cancelled = true
+        latest.set(true)
     }
 
     private fun report(what: String, share: Double?): Boolean {
         publish(State.Busy(what, share))
-        return !cancelled
+        return !running.get()
     }
 
     private fun publish(next: State) = main.execute {
@@ -193,10 +208,13 @@ class AppModel(private val platform: Platform, private val worker: Executor, pri
         shown(next)
     }
 
+    /** New work stops what is under way: its user wants something else. */
     private fun work(what: String?, job: () -> State) {
-        cancelled = false
+        latest.set(true)
+        val stopped = AtomicBoolean().also { latest = it }
         if (what != null) publish(State.Busy(what, null))
         worker.execute {
+            running = stopped
             try {
                 publish(job())
             } catch (error: InputException) {

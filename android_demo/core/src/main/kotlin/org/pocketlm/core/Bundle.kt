@@ -36,20 +36,22 @@ class Bundle private constructor(val folder: File, val manifest: Manifest) {
     fun file(name: String) = File(folder, name)
 
     /**
-     * Compares every file with its hash. [progress] gets the share that is done, and stops the work by returning false.
-     * Throws [InputException] for the first file that is missing or changed.
+     * Compares every file with its hash. [progress] gets the share that is done; where it returns false, the work stops and
+     * the result is false. Throws [InputException] for the first file that is missing or changed.
      */
-    fun checkHashes(progress: (Double) -> Boolean = { true }) {
+    fun checkHashes(progress: (Double) -> Boolean = { true }): Boolean {
         val total = manifest.files.values.sumOf { it.sizeBytes }.coerceAtLeast(1)
         var done = 0L
         for ((name, entry) in manifest.files) {
             val file = file(name)
-            val found = if (file.length() == entry.sizeBytes) sha256(file) { progress((done + it).toDouble() / total) } else null
+            val sameSize = file.isFile && file.length() == entry.sizeBytes
+            val found = if (sameSize) sha256(file) { progress((done + it).toDouble() / total) } ?: return false else ""
             if (found != entry.sha256) {
                 throw InputException("$folder: $name is missing or was changed since the export; push or import it again")
             }
             done += entry.sizeBytes
         }
+        return true
     }
 
     companion object {

@@ -38,6 +38,15 @@ class OnnxRuntime private constructor(
 
     override fun run(tokens: IntArray): FloatArray {
         checkTokens(this, vocabSize, tokens)
+        try {
+            append(tokens)
+        } catch (error: OrtException) {
+            throw InputException("ONNX Runtime could not run the model (${oneLine(error)})", error)
+        }
+        return logits
+    }
+
+    private fun append(tokens: IntArray) {
         val total = position + tokens.size
         val ids = longs(tokens.size).apply { tokens.forEach { put(it.toLong()) } }
         ids.rewind()
@@ -48,7 +57,6 @@ class OnnxRuntime private constructor(
             }
         }
         position = total
-        return logits
     }
 
     private fun ones(count: Int): LongBuffer = mask.duplicate().apply { position(0); limit(count) }.slice()
@@ -88,9 +96,15 @@ class OnnxRuntime private constructor(
             try {
                 return OnnxRuntime(environment, options, environment.createSession(file.path, options))
             } catch (error: OrtException) {
-                options.close()
-                throw InputException("$file: ONNX Runtime cannot load it (${oneLine(error)}); export the model again", error)
+                throw refused(file, options, error)
+            } catch (error: NoSuchElementException) { // a model that pocketlm did not write
+                throw refused(file, options, error)
             }
+        }
+
+        private fun refused(file: File, options: OrtSession.SessionOptions, error: Exception): InputException {
+            options.close()
+            return InputException("$file: ONNX Runtime cannot load it (${oneLine(error)}); export the model again", error)
         }
 
         private fun shape(info: TensorInfo): LongArray = info.shape
