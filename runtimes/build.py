@@ -38,6 +38,7 @@ from .target import Details, Target
 from .targets import check_reference, get_target
 from .thresholds import limits
 from .tokenizer import load_tokenizer
+from .tokenizer_check import check_tokenizer, executorch_notes
 
 DEFAULT_CONTEXT = 2048  # tokens; at 135M parameters the cache then takes 47 MB
 _CANONICAL_FILE = ".canonical.safetensors"
@@ -174,15 +175,17 @@ def _write_texts(model: _Model, folder: Path) -> tuple[str, ...]:
     """Tokenizer, template, and the template taken apart for apps without Jinja; what could not be done, and why."""
     for name, content in model.files.items():
         (folder / name).write_bytes(content)
+    tokenizer = load_tokenizer(folder)
     if "chat_template.jinja" not in model.files:
-        return ("no chat_turns.json: the model has no chat template",)
+        return (*check_tokenizer(folder, tokenizer, None), "no chat_turns.json: the model has no chat template")
     template = load_chat_template(folder)
+    notes = check_tokenizer(folder, tokenizer, template)
     turns, reason = chat_turns(template.render)
     if turns is None:
-        return (f"no chat_turns.json: {reason}",)
-    turns["control"] = list(control_tokens(load_tokenizer(folder), template))
+        return (*notes, f"no chat_turns.json: {reason}")
+    turns["control"] = list(control_tokens(tokenizer, template))
     (folder / "chat_turns.json").write_text(json.dumps(turns, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return ()
+    return notes
 
 
 def _lower(
@@ -270,7 +273,11 @@ def _verify(
             target.name, canonical, model.config, evaluation, judgement.certificate.runtime, allowed
         )
     write_golden(folder, Golden(evaluation, PROMPTS, golden), tokenizer.decode)
-    return Certificate({name: judgement.certificate for name, judgement in judged.items()})
+    certificates = {name: judgement.certificate for name, judgement in judged.items()}
+    if "executorch" in certificates:
+        found = certificates["executorch"]
+        certificates["executorch"] = replace(found, notes=(*found.notes, *executorch_notes(folder, tokenizer)))
+    return Certificate(certificates)
 
 
 def _gate(name: str, judgement: Judgement) -> None:

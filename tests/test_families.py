@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from family_table import README, START, with_table
 from pocketlm.errors import InputError
 from pocketlm.export.bundle import fingerprint
 from pocketlm.export.config import ACTIVATIONS, parse_config
@@ -225,3 +226,9 @@ def test_configurations_that_cannot_be_computed(name, change, message):
     with pytest.raises(InputError, match=message):
         parse_config(raw, CONTEXT)
     assert set(ACTIVATIONS.values()) == {"silu", "gelu", "gelu_tanh"}
+
+
+def test_the_readme_lists_the_families():
+    text = README.read_text(encoding="utf-8")
+    assert START in text
+    assert with_table(text) == text, "run: python tests/family_table.py"
