@@ -28,6 +28,7 @@ Logits = NDArray[np.float32]
 
 NOISE = 1e-6  # relative, on the embedding: about one rounding of float32
 NOISE_SEEDS = (1, 2, 3)
+MORE_NOISE_SEEDS = (4, 5, 6, 7, 8, 9)  # where a runtime is above the floor, which must then be known better
 
 
 @dataclass(frozen=True)
@@ -207,14 +208,21 @@ def _measure(
     activation, spread = _error(deviation(canonical, emulated)), float(canonical.std())
     del canonical
     step()
+
+    def floor(seed: int) -> float:
+        noise = relative_noise(NOISE, seed)
+        return deviation(emulated, emulate(weights, config, tokens, embedding_noise=noise, first=first)).kl
+
     floors = []
     for seed in NOISE_SEEDS:
-        noise = relative_noise(NOISE, seed)
-        floors.append(deviation(emulated, emulate(weights, config, tokens, embedding_noise=noise, first=first)).kl)
+        floors.append(floor(seed))
         step()
     session = target.open_session(folder, 2)
     shipped = shipped_logits(session, evaluation)
-    runtime = replace(_error(deviation(emulated, shipped)), noise_floor_kl=median(floors))
+    runtime = _error(deviation(emulated, shipped))
+    if runtime.kl > median(floors):
+        floors += map(floor, MORE_NOISE_SEEDS)
+    runtime = replace(runtime, noise_floor_kl=median(floors))
     total = None if source is None else _against_source(source, shipped, evaluation)
     step()
     errors = _Errors(quantization, conversion, activation, runtime, total, spread)
