@@ -13,12 +13,12 @@ from .._version import __version__
 from ..errors import InputError, ParityError
 from .cli_bench import bench_command
 from .cli_chat import chat_command, index_command
+from .cli_device import device
 from .cli_eval import eval_command
 from .cli_export import export_command, fetch_command, inspect_command
 from .cli_serve import serve_command
 from .cli_shared import TARGET_NAMES, examples
 from .cli_verify import compare_command, verify_command
-from .device_cli import device
 
 
 def run(arguments: Sequence[str]) -> int:
