@@ -119,36 +119,46 @@ public enum Target: String, Codable, CaseIterable, Sendable {
     case onnx, executorch, coreml
 }
 
-/// The measures of config.json that memory depends on.
+/// The measures of config.json that an app needs. Families have other names for them (export/families.py), and some
+/// have a list, a number for each layer: the largest counts, as all layers of a cache have one shape.
 public struct ModelShape: Decodable, Equatable, Sendable {
     public let vocabularySize: Int
-    public let layers: Int
-    public let kvHeads: Int
-    public let headDimension: Int
+    /// Numbers that the cache keeps of each token, keys and values of all layers; nil where config.json does not say.
+    public let cacheWidth: Int?
 
-    public init(vocabularySize: Int, layers: Int, kvHeads: Int, headDimension: Int) {
+    public init(vocabularySize: Int, cacheWidth: Int?) {
         self.vocabularySize = vocabularySize
-        self.layers = layers
-        self.kvHeads = kvHeads
-        self.headDimension = headDimension
+        self.cacheWidth = cacheWidth
     }
 
-    enum CodingKeys: String, CodingKey {
-        case vocabularySize = "vocab_size"
-        case layers = "num_hidden_layers"
-        case heads = "num_attention_heads"
-        case kvHeads = "num_key_value_heads"
-        case headDimension = "head_dim"
-        case width = "hidden_size"
+    private struct Name: CodingKey {
+        let stringValue: String
+        var intValue: Int? { nil }
+
+        init(stringValue: String) {
+            self.stringValue = stringValue
+        }
+
+        init?(intValue: Int) { nil }
     }
 
     public init(from decoder: any Decoder) throws {
-        let container = try decoder.container(keyedBy: CodingKeys.self)
-        let heads = try container.decode(Int.self, forKey: .heads)
-        let width = try container.decode(Int.self, forKey: .width)
-        vocabularySize = try container.decode(Int.self, forKey: .vocabularySize)
-        layers = try container.decode(Int.self, forKey: .layers)
-        kvHeads = try container.decodeIfPresent(Int.self, forKey: .kvHeads) ?? heads
-        headDimension = try container.decodeIfPresent(Int.self, forKey: .headDimension) ?? width / max(heads, 1)
+        let container = try decoder.container(keyedBy: Name.self)
+        func number(_ names: String...) -> Int? {
+            for name in names.map(Name.init(stringValue:)) {
+                if let value = try? container.decode(Int.self, forKey: name) { return value }
+                if let largest = try? container.decode([Int].self, forKey: name).max() { return largest }
+            }
+            return nil
+        }
+        vocabularySize = try container.decode(Int.self, forKey: Name(stringValue: "vocab_size"))
+        guard let layers = number("num_hidden_layers", "n_layer", "num_transformer_layers"),
+            let heads = number("num_attention_heads", "n_head", "num_query_heads"), heads > 0,
+            let width = number("head_dim") ?? number("hidden_size", "n_embd", "model_dim").map({ $0 / heads })
+        else {
+            cacheWidth = nil
+            return
+        }
+        cacheWidth = 2 * layers * (number("num_key_value_heads", "num_kv_heads") ?? heads) * width
     }
 }

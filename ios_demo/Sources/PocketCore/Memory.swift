@@ -14,7 +14,7 @@ public struct MemoryNeed: Equatable, Sendable {
         let slots = (bundle.manifest.context + Self.cacheMultiple - 1) / Self.cacheMultiple * Self.cacheMultiple
         // Core ML's states are fp16, ExecuTorch's cache is fp32.
         let bytesOfNumber = target == .coreml ? 2 : 4
-        cacheBytes = 2 * shape.layers * shape.kvHeads * shape.headDimension * slots * bytesOfNumber
+        cacheBytes = (shape.cacheWidth ?? 0) * slots * bytesOfNumber
         weightBytes = bundle.sizeBytes(of: target)
     }
 

@@ -31,7 +31,7 @@
         /// Load a compiled package.
         ///
         /// - Parameter units: what Core ML may use; ``computeUnits(for:)`` says what a bundle's weights want.
-        /// - Throws: PocketError for a package that pocketlm has not written; Core ML's own errors.
+        /// - Throws: PocketError for a package that Core ML cannot load, or that pocketlm has not written.
         public init(compiled: URL, manifest: Manifest, units: MLComputeUnits) throws {
             context = manifest.context
             vocabularySize = manifest.shape.vocabularySize
@@ -55,7 +55,13 @@
             let configuration = MLModelConfiguration()
             configuration.computeUnits = units
             configuration.functionName = function
-            return try MLModel(contentsOf: compiled, configuration: configuration)
+            do {
+                return try MLModel(contentsOf: compiled, configuration: configuration)
+            } catch {
+                throw PocketError(
+                    "Core ML cannot load the function \(function) (\(PocketError.line(for: error))); "
+                        + "export the model again, with fixed functions")
+            }
         }
 
         public func reset() {

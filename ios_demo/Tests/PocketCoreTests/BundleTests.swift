@@ -20,7 +20,7 @@ final class BundleTests: XCTestCase {
         let bundle = try BundleFolder(copyOfGoodBundle())
         XCTAssertEqual(bundle.manifest.name, "tiny")
         XCTAssertEqual(bundle.targets, [.onnx])
-        XCTAssertEqual(bundle.manifest.shape, ModelShape(vocabularySize: 607, layers: 2, kvHeads: 2, headDimension: 16))
+        XCTAssertEqual(bundle.manifest.shape, ModelShape(vocabularySize: 607, cacheWidth: 2 * 2 * 2 * 16))
         XCTAssertFalse(bundle.manifest.isBlockwise)
         XCTAssertEqual(bundle.manifest.certificate.targets["onnx"]?.errors.map(\.name).first, "quantization")
         var shares: [Double] = []
@@ -113,6 +113,21 @@ final class BundleTests: XCTestCase {
         let onnxOnly = Fixtures.golden.appending(path: "bundle/good")
         XCTAssertTrue(
             Fixtures.message { try library.importBundle(from: onnxOnly) }.contains("nothing that an iPhone runs"))
+    }
+
+    func testShapesOfOtherFamilies() throws {
+        for (config, cacheWidth) in [
+            (#"{"vocab_size": 9, "n_layer": 12, "n_head": 12, "n_embd": 768}"#, 2 * 12 * 768),
+            (
+                #"{"vocab_size": 9, "num_transformer_layers": 3, "num_query_heads": [4, 8],"#
+                    + #" "num_kv_heads": [1, 2], "head_dim": 64}"#,
+                2 * 3 * 2 * 64
+            ),
+            (#"{"vocab_size": 9}"#, nil),
+        ] as [(String, Int?)] {
+            let shape = try JSONDecoder().decode(ModelShape.self, from: Data(config.utf8))
+            XCTAssertEqual(shape, ModelShape(vocabularySize: 9, cacheWidth: cacheWidth))
+        }
     }
 
     func testMemoryNeed() throws {
