@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..quantize.tensor import QuantizedTensor
 from .checkpoint import Checkpoint
 from .families import FAMILIES, Layout
 from .layouts import rename
@@ -104,6 +105,10 @@ class AdaptedCheckpoint:
         for delta in self._deltas.get(name, ()):
             delta.add_to(weight)
         return weight
+
+    def stored_codes(self, name: str) -> QuantizedTensor | None:
+        """See Checkpoint."""
+        return None if name in self._deltas else self._checkpoint.stored_codes(name)
 
     def tokenizer_files(self) -> Mapping[str, bytes]:
         """See Checkpoint."""

@@ -44,7 +44,8 @@ def quantize_checkpoint(
 ) -> Iterator[tuple[str, CanonicalTensor]]:
     """The canonical form of the named tensors, in that order; ``report`` hears of each one's error.
 
-    What ``calibrated`` holds is taken from there. Tensors are quantised ``threads`` at a time (numpy lets go of the
+    What ``calibrated`` holds is taken from there; what a file holds as the recipe wants it stays as it is, if integers
+    are not chosen for a calibration text. Tensors are quantised ``threads`` at a time (numpy lets go of the
     interpreter), so that about that many are in memory. Raises InputError naming the tensor if its format does not fit.
     """
     check_formats(checkpoint, names, recipe)
@@ -52,6 +53,9 @@ def quantize_checkpoint(
     def work(name: str) -> tuple[CanonicalTensor, TensorError]:
         if calibrated is not None and name in calibrated:
             return calibrated[name], TensorError(name, recipe.format_of(name), calibrated.errors.get(name, 0.0))
+        stored = checkpoint.stored_codes(name) if recipe.method == "rtn" else None
+        if stored is not None and _is_in(recipe.format_of(name), stored):
+            return stored, TensorError(name, recipe.format_of(name), 0.0)
         return quantize_tensor(name, checkpoint.read(name), recipe)
 
     with ThreadPoolExecutor(threads) as pool:
@@ -67,6 +71,10 @@ def quantize_checkpoint(
 def matrix_formats(checkpoint: Checkpoint, names: list[str], recipe: Recipe) -> dict[str, Format]:
     """The format of each weight that a recipe's formats apply to."""
     return {name: recipe.format_of(name) for name in names if is_linear(name, checkpoint.shape(name))}
+
+
+def _is_in(form: Format, tensor: QuantizedTensor) -> bool:
+    return form.bits == tensor.bits and (form.group or tensor.shape[1]) == tensor.group
 
 
 def check_patterns(checkpoint: Checkpoint, names: list[str], recipe: Recipe) -> None:

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..quantize.tensor import QuantizedTensor
+
 
 class Checkpoint(Protocol):
     """A model's files: opened, memory-mapped, normalised to Hugging Face's names and layouts, but not loaded."""
@@ -50,6 +52,10 @@ class Checkpoint(Protocol):
 
         Raises InputError if the file ends early or a value is not finite.
         """
+        ...
+
+    def stored_codes(self, name: str) -> QuantizedTensor | None:
+        """A matrix that the file holds in canonical form already, if it does and nothing was changed in it."""
         ...
 
     def tokenizer_files(self) -> Mapping[str, bytes]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from .rope import Llama3Scaling, Rope, inverse_frequencies
 
-# Keys under ``llama.`` that are read below; _PINNED must have the value given; the others say nothing that matters.
+# Keys under the architecture's name that are read below; _PINNED must have the value given, _HARMLESS says nothing.
 _READ = frozenset(
     {
         "block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count",
@@ -29,31 +29,39 @@ _HARMLESS = frozenset(
     {"vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "rope.scaling.original_context_length"}
 )
 
-ARCHITECTURES = ("llama",)
+# Architectures of llama.cpp that are read -> Hugging Face's model_type and class.
+ARCHITECTURES: Mapping[str, tuple[str, str]] = {
+    "llama": ("llama", "LlamaForCausalLM"),
+    "qwen2": ("qwen2", "Qwen2ForCausalLM"),
+    "qwen3": ("qwen3", "Qwen3ForCausalLM"),
+}
 
 
 def rebuild_config(
     fields: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], rope_factors: NDArray[np.float32] | None
 ) -> dict[str, Any]:
-    """The config.json of a file of the architecture ``llama``.
+    """The config.json of a file of one of ARCHITECTURES.
 
     ``shapes`` are those of the tensors by their Hugging Face names; ``rope_factors`` is the tensor
     ``rope_freqs.weight``, (head_dim / 2,). Raises InputError for another architecture, a key that is missing or not
     known (it may change the computation), or a scaling that cannot be expressed.
     """
     _check_keys(fields)
+    model_type, name = ARCHITECTURES[fields["general.architecture"]]
     heads = _whole(fields, "attention.head_count")
     hidden = _whole(fields, "embedding_length")
     head_dim = _whole(fields, "attention.key_length", hidden // heads)
     for key in ("attention.value_length", "rope.dimension_count"):
         if _whole(fields, key, head_dim) != head_dim:
-            raise InputError(f"GGUF: llama.{key} = {_get(fields, key)} must equal the size of a head, {head_dim}")
+            raise InputError(
+                f"GGUF: {_key(fields, key)} = {_get(fields, key)} must equal the size of a head, {head_dim}"
+            )
     embedding = shapes.get("model.embed_tokens.weight")
     if embedding is None or len(embedding) != 2:
         raise InputError("GGUF: there is no token_embd.weight with two dimensions; convert the model again")
     config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [name],
+        "model_type": model_type,
         "vocab_size": embedding[0],
         "hidden_size": hidden,
         "intermediate_size": _whole(fields, "feed_forward_length"),
@@ -81,24 +89,31 @@ def _check_keys(fields: Mapping[str, Any]) -> None:
         raise InputError(
             f"GGUF: architecture {architecture!r} is not supported; supported are: {', '.join(ARCHITECTURES)}"
         )
-    given = {key.removeprefix("llama."): value for key, value in fields.items() if key.startswith("llama.")}
+    prefix = f"{architecture}."
+    given = {key.removeprefix(prefix): value for key, value in fields.items() if key.startswith(prefix)}
     unknown = sorted(set(given) - _READ - _HARMLESS - set(_PINNED))
     if unknown:
         raise InputError(
             f"GGUF: keys that pocketlm does not know and that may change the computation: "
-            f"{', '.join('llama.' + key for key in unknown)}"
+            f"{', '.join(prefix + key for key in unknown)}"
         )
     for key, value in _PINNED.items():
         if given.get(key, value) != value:
-            raise InputError(f"GGUF: llama.{key} = {given[key]!r} is not supported; it must be {value!r}")
+            raise InputError(f"GGUF: {prefix}{key} = {given[key]!r} is not supported; it must be {value!r}")
+
+
+def _key(fields: Mapping[str, Any], key: str) -> str:
+    return f"{fields['general.architecture']}.{key}"
 
 
 def _get(fields: Mapping[str, Any], key: str, default: Any = None) -> Any:
     """A value; of a list with one value per layer, that value if it is the same for all."""
-    value = fields.get(f"llama.{key}", default)
+    value = fields.get(_key(fields, key), default)
     if isinstance(value, list):
         if len(set(map(str, value))) != 1:
-            raise InputError(f"GGUF: llama.{key} differs between layers ({value[:4]}...), which is not supported")
+            raise InputError(
+                f"GGUF: {_key(fields, key)} differs between layers ({value[:4]}...), which is not supported"
+            )
         return value[0]
     return value
 
@@ -106,14 +121,18 @@ def _get(fields: Mapping[str, Any], key: str, default: Any = None) -> Any:
 def _whole(fields: Mapping[str, Any], key: str, default: int | None = None) -> int:
     value = _get(fields, key, default)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
-        raise InputError(f"GGUF: llama.{key} must be a positive whole number, it is {value!r}; convert the model again")
+        raise InputError(
+            f"GGUF: {_key(fields, key)} must be a positive whole number, it is {value!r}; convert the model again"
+        )
     return value
 
 
 def _real(fields: Mapping[str, Any], key: str, default: float | None = None) -> float:
     value = _get(fields, key, default)
     if not isinstance(value, float) or not 0 < value < float("inf"):
-        raise InputError(f"GGUF: llama.{key} must be a positive number, it is {value!r}; convert the model again")
+        raise InputError(
+            f"GGUF: {_key(fields, key)} must be a positive number, it is {value!r}; convert the model again"
+        )
     # the file has float32: the shortest decimal that stands for it is what config.json had (1e-05, not 9.99999974e-06)
     return float(str(np.float32(value)))
 

@@ -6,12 +6,14 @@ import mmap
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..quantize.tensor import QuantizedTensor
+from .gguf_codes import stored_codes
 from .gguf_config import rebuild_config
 from .gguf_header import GgufHeader, TensorInfo, read_header
 from .reading import release, require_finite
@@ -24,6 +26,8 @@ _OUTSIDE_NAMES = {
 _LAYER_NAMES = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
     "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj",
     "attn_output": "self_attn.o_proj",
@@ -32,12 +36,13 @@ _LAYER_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+Kind = TypeVar("Kind", np.float32, np.int8)
 _ROPE_FACTORS = "rope_freqs.weight"
 _VALUES_AT_A_TIME = 1 << 20  # as many are dequantised in one go, so that temporaries stay small
 
 
 class GgufReader:
-    """A Checkpoint over one GGUF file of the architecture ``llama``: mapped into memory, read tensor by tensor."""
+    """A Checkpoint over one GGUF file of a known architecture: mapped into memory, read tensor by tensor."""
 
     def __init__(self, path: Path) -> None:
         """Open the file and check all of its header.
@@ -98,13 +103,33 @@ class GgufReader:
     def read(self, name: str) -> NDArray[np.float32]:
         """See Checkpoint."""
         values = self._dequantize(name, self._tensors[name])
+        heads = self._heads_of(name)
+        if heads is None:
+            return values
+        if len(values) % (2 * heads):
+            raise InputError(f"{self._path}: {name} has {len(values)} rows, which {heads} heads cannot share")
+        return _unpermute(values, heads)
+
+    def stored_codes(self, name: str) -> QuantizedTensor | None:
+        """See Checkpoint."""
+        info = self._tensors[name]
+        found = stored_codes(self._raw(info), info.kind, info.shape)
+        heads = self._heads_of(name)
+        if found is None or heads is None:
+            return found
+        return QuantizedTensor(_unpermute(found.codes, heads), _unpermute(found.scales, heads), found.bits)
+
+    def _raw(self, info: TensorInfo) -> NDArray[np.uint8]:
+        return np.frombuffer(self._data, np.uint8, info.size_bytes, info.offset)
+
+    def _heads_of(self, name: str) -> int | None:
+        """Over how many heads llama.cpp has changed the order of a tensor's rows, if it has: only Llama's."""
+        if self._config["model_type"] != "llama":
+            return None
         for part, key in (".q_proj.", "num_attention_heads"), (".k_proj.", "num_key_value_heads"):
             if part in name:
-                heads = self._config[key]
-                if len(values) % (2 * heads):
-                    raise InputError(f"{self._path}: {name} has {len(values)} rows, which {heads} heads cannot share")
-                return _unpermute(values, heads)
-        return values
+                return int(self._config[key])
+        return None
 
     def tokenizer_files(self) -> Mapping[str, bytes]:
         """See Checkpoint."""
@@ -125,7 +150,7 @@ class GgufReader:
 
         columns = info.shape[-1]
         values = np.empty((int(np.prod(info.shape[:-1])), columns), np.float32)  # (rows, columns)
-        raw = np.frombuffer(self._data, np.uint8, info.size_bytes, info.offset).reshape(len(values), -1)
+        raw = self._raw(info).reshape(len(values), -1)
         step = max(1, _VALUES_AT_A_TIME // columns)
         with np.errstate(all="ignore"):  # what overflows here is not finite, and refused below
             for start in range(0, len(values), step):
@@ -164,7 +189,7 @@ def hugging_face_name(name: str) -> str:
     return f"{_OUTSIDE_NAMES.get(stem, stem)}{dot}{suffix}"
 
 
-def _unpermute(values: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
+def _unpermute(values: NDArray[Kind], heads: int) -> NDArray[Kind]:
     """Rows of a query or key projection (or its bias) from llama.cpp's order to Hugging Face's.
 
     llama.cpp rotates neighbouring rows of a head, Hugging Face a row of the first half with one of the second half;

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..quantize.tensor import QuantizedTensor
 from .checkpoint import Checkpoint
 from .config import EMBEDDING, POSITIONS, Attention, ModelConfig
 from .families import FAMILIES, Layout
@@ -97,6 +98,10 @@ class NormalisedCheckpoint:
         values = np.ascontiguousarray(piece.take(self._checkpoint.read(piece.source)))
         assert values.shape == piece.shape, (name, values.shape, piece.shape)
         return values
+
+    def stored_codes(self, name: str) -> QuantizedTensor | None:
+        """See Checkpoint."""
+        return None
 
     def tokenizer_files(self) -> Mapping[str, bytes]:
         """See Checkpoint."""

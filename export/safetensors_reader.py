@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..quantize.tensor import QuantizedTensor
 from .families import FAMILIES, Layout
 from .folder_tokenizer import read_tokenizer_files
 from .layouts import rename
@@ -105,6 +106,10 @@ class SafetensorsReader:
         values = _to_float32(raw, stored.dtype).reshape(stored.shape)
         release(self._maps[stored.shard], stored.start, raw.nbytes)
         return require_finite(values, stored.shard, name)
+
+    def stored_codes(self, name: str) -> QuantizedTensor | None:
+        """See Checkpoint. Files of quantised weights are refused."""
+        return None
 
     def tokenizer_files(self) -> Mapping[str, bytes]:
         """See Checkpoint."""

@@ -287,6 +287,18 @@ def _gate(name: str, judgement: Judgement) -> None:
         raise ParityError(f"{name} failed its certificate: {'; '.join(failures[:3])}{more}; nothing was written")
 
 
+def _codes_note(model: _Model, errors: Sequence[TensorError]) -> tuple[str, ...]:
+    """What became of a source's own integers, if it has some."""
+    kinds = {error.name: model.checkpoint.kind(error.name) for error in errors if error.format.bits is not None}
+    own = [name for name, kind in kinds.items() if kind in ("Q4_0", "Q8_0")]
+    if not own:
+        return ()
+    kept = sum(error.name in own and error.relative_error == 0 for error in errors)
+    return (
+        f"of {len(own)} matrices quantised to Q4_0 or Q8_0 in the source {kept} were kept, the others quantised again",
+    )
+
+
 def _manifest(
     model: _Model,
     folder: Path,
@@ -310,7 +322,7 @@ def _manifest(
         licence=model.checkpoint.licence,
         weights=fingerprints,
         quantization={error.name: round(error.relative_error, 6) for error in errors},
-        notes=(*notes, *model.checkpoint.changes),
+        notes=(*notes, *model.checkpoint.changes, *_codes_note(model, errors)),
         files=hash_folder(folder),
         certificate=certificate.to_json(),
     )

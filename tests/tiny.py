@@ -153,9 +153,9 @@ def tiny_gguf(
 
     config = json.loads((source / "config.json").read_text())
     writer = gguf.GGUFWriter(path, "llama")
-    _write_gguf_config(writer, config)
+    write_gguf_config(writer, config)
     if sentencepiece is None:
-        _write_gguf_tokenizer(writer, source, config["vocab_size"], pre)
+        write_gguf_tokenizer(writer, source, config["vocab_size"], pre)
     else:
         _write_sentencepiece(writer, sentencepiece, config["vocab_size"])
     if config["rope_parameters"]["rope_type"] == "llama3":
@@ -207,7 +207,7 @@ def _rope_factors(config: Mapping[str, Any]) -> Any:
     return np.array(factors, np.float32)
 
 
-def _write_gguf_config(writer: Any, config: Mapping[str, Any]) -> None:
+def write_gguf_config(writer: Any, config: Mapping[str, Any]) -> None:
     import gguf
 
     writer.add_vocab_size(config["vocab_size"])
@@ -254,7 +254,7 @@ def _write_sentencepiece(writer: Any, model: Path, vocab: int) -> None:
     writer.add_eos_token_id(pieces.eos_id())
 
 
-def _write_gguf_tokenizer(writer: Any, source: Path, vocab: int, pre: str) -> None:
+def write_gguf_tokenizer(writer: Any, source: Path, vocab: int, pre: str) -> None:
     import gguf
 
     tokenizer = json.loads((source / "tokenizer.json").read_text())
