@@ -18,7 +18,7 @@ _serial = click.option("--serial", help="Which phone, if several are connected."
 _bundle = click.argument("bundle", type=click.Path(path_type=Path))
 _timeout = click.option("--timeout", type=float, default=1800.0, show_default=True, help="Seconds to wait for the app.")
 _target = click.option(
-    "--target", type=click.Choice(("onnx", "executorch")), help="[default: the first that the app runs]"
+    "--target", type=click.Choice(("onnx", "executorch", "coreml")), help="[default: the first that the app runs]"
 )
 
 
@@ -45,7 +45,7 @@ def list_command(as_json: bool) -> None:
 
 @device.command("install")
 @_bundle
-@click.option("--app", type=click.Path(path_type=Path), help="Install this app too (an .apk).")
+@click.option("--app", type=click.Path(path_type=Path), help="Install this app too (an .apk or .ipa).")
 @_serial
 @json_option
 def install_command(bundle: Path, app: Path | None, serial: str | None, as_json: bool) -> None:

@@ -64,8 +64,9 @@ class Platform:
 def platforms() -> tuple[Platform, ...]:
     """All kinds of phones that are known."""
     from .device_android import ANDROID
+    from .pymobiledevice import IOS
 
-    return (ANDROID,)
+    return (ANDROID, IOS)
 
 
 def list_phones(known: Sequence[Platform] | None = None) -> list[Phone]:
@@ -111,7 +112,7 @@ def install(bundle: Path, app: Path | None = None, serial: str | None = None, pr
     if changed:
         raise InputError(f"{bundle}: {changed[0]} is missing or was changed since the export; export again")
     if app is not None and not app.is_file():
-        raise InputError(f"{app} is missing; build the app first (android_demo/README.md)")
+        raise InputError(f"{app} is missing; build the app first (android_demo/README.md, ios_demo/README.md)")
     platform, phone = choose_phone(serial)
     platform.install(phone, bundle, manifest, bundle_name(bundle), app, progress)
     return phone

@@ -1,13 +1,13 @@
-"""iPhones: install the demo app, push a bundle into its Documents folder, have it measured, pull the results as JSON.
+"""iPhones: the app of ios_demo/ is installed, started with arguments, and leaves a file with its results.
 
-What talks to an iPhone is in ``pymobiledevice.py``; here it is what the protocols say. The app is ios_demo/, which
-has no look at a folder whose name begins with a dot: a bundle is pushed into one, which is renamed when it is whole.
+What talks to an iPhone is in ``pymobiledevice.py``; here it is what the protocols say. The app does not look at folders
+whose names begin with a dot: a bundle is pushed into one, which is renamed when it is whole.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
+import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
@@ -17,14 +17,22 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import InputError
-from ..export.bundle import MANIFEST_FILE, changed_files, hash_file, read_manifest
-from .progress import Progress, silent
+from ..export.bundle import MANIFEST_FILE, Manifest, hash_file
+from .device import READY, Phone, Platform, Task
+from .progress import Progress
 
 APP = "org.pocketlm.demo"
 TARGETS = ("coreml", "executorch")  # what the app runs
+MINIMUM_SYSTEM = 18
 _DOCUMENTS = "/Documents"
 _PIECE_BYTES = 1 << 20
-_SPARE_BYTES = 64 << 20  # the app compiles a Core ML package into its caches, which takes a little more than this
+_SPARE_BYTES = 64 << 20  # the app compiles a Core ML package into its caches
+_PAUSE_SECONDS = 1.0
+
+
+def app_identifier() -> str:
+    """The app's identifier: who signs it may have to choose another than ours."""
+    return os.environ.get("POCKETLM_IOS_APP", APP)
 
 
 class Documents(Protocol):
@@ -76,7 +84,7 @@ class Services:
     """What an iPhone is asked for; the serial number comes first.
 
     serials    of the connected iPhones
-    values     what the iPhone says of itself: DeviceName, ProductType, ProductVersion
+    values     what the iPhone says of itself: ProductType, ProductVersion
     documents  the Documents folder of an app, while it is open
     install    an app from an .ipa file
     launch     an app with arguments, in place of one that runs; its process number
@@ -91,87 +99,94 @@ class Services:
     hint: Callable[[Exception], str | None]
 
 
-@dataclass(frozen=True)
-class IPhone:
-    """A connected iPhone: serial number (UDID), its owner's name for it, Apple's name of the model, version of iOS."""
+def ios(open_services: Callable[[], Services | None], pause_seconds: float = _PAUSE_SECONDS) -> Platform:
+    """iPhones as the other commands know phones; ``open_services`` gives None where nothing talks to them."""
 
-    serial: str
-    name: str
-    model: str
-    system: str
+    def listed() -> list[Phone]:
+        services = open_services()
+        return [] if services is None else list_iphones(services)
+
+    def install(
+        phone: Phone, bundle: Path, manifest: Manifest, name: str, app: Path | None, progress: Progress
+    ) -> None:
+        install_bundle(_needed(open_services), phone, bundle, manifest, name, app, progress)
+
+    def run(phone: Phone, task: Task, timeout: float, progress: Progress) -> str:
+        return run_task(_needed(open_services), phone, task, timeout, progress, pause_seconds)
+
+    return Platform("ios", listed, install, run)
 
 
-def list_iphones(services: Services) -> list[IPhone]:
-    """All that are connected and trust this computer."""
+def _needed(open_services: Callable[[], Services | None]) -> Services:
+    services = open_services()
+    if services is None:
+        raise InputError("iPhones need pymobiledevice3; pip install 'pocketlm[ios]'")
+    return services
 
-    async def ask() -> list[IPhone]:
-        return [_iphone(serial, await services.values(serial)) for serial in await services.serials()]
+
+def list_iphones(services: Services) -> list[Phone]:
+    """All that are connected, usable or not."""
+
+    async def ask() -> list[Phone]:
+        return [await _describe(services, serial) for serial in await services.serials()]
 
     with _one_line(services):
         return asyncio.run(ask())
 
 
-def _iphone(serial: str, values: Mapping[str, Any]) -> IPhone:
-    known = (str(values.get(key, "unknown")) for key in ("DeviceName", "ProductType", "ProductVersion"))
-    return IPhone(serial, *known)
+async def _describe(services: Services, serial: str) -> Phone:
+    try:
+        values = await services.values(serial)
+    except Exception as error:
+        hint = services.hint(error)
+        if hint is None:
+            raise
+        return Phone("ios", serial, "iPhone", hint)
+    system = str(values.get("ProductVersion", "0"))
+    old = int(system.partition(".")[0]) < MINIMUM_SYSTEM
+    state = f"iOS {system} is too old, the app needs {MINIMUM_SYSTEM}; update the iPhone" if old else READY
+    return Phone("ios", serial, str(values.get("ProductType", "iPhone")), state)
 
 
-def choose_iphone(services: Services, serial: str | None) -> IPhone:
-    """The iPhone with this serial number, or the only one; raises InputError if that is none or several."""
-    found = [phone for phone in list_iphones(services) if serial in (None, phone.serial)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        names = ", ".join(f"{phone.serial} ({phone.name})" for phone in found)
-        raise InputError(f"{len(found)} iPhones are connected: {names}; name one by its serial number")
-    wanted = f"no iPhone {serial} is connected" if serial else "no iPhone is connected"
-    raise InputError(f"{wanted}; connect it with a cable, unlock it and trust this computer")
+def install_bundle(
+    services: Services,
+    phone: Phone,
+    bundle: Path,
+    manifest: Manifest,
+    name: str,
+    app: Path | None,
+    progress: Progress,
+) -> None:
+    """See Platform. A copy that was cut off goes on file by file; an older bundle stays until the new one is whole.
 
-
-def install_app(services: Services, phone: IPhone, ipa: Path) -> None:
-    """Install an .ipa file that is signed for this iPhone; raises InputError if that fails."""
-    if not ipa.is_file():
-        raise InputError(f"{ipa} does not exist; archive ios_demo/ in Xcode and export it for development")
-    with _one_line(services):
-        asyncio.run(services.install(phone.serial, ipa))
-
-
-def push_bundle(services: Services, phone: IPhone, bundle: Path, progress: Progress = silent) -> str:
-    """Copy what the app needs of a bundle into its Documents folder; the name that it has there.
-
-    A push that was interrupted goes on where it stopped, file by file. A bundle of the same name is replaced when the
-    new one is whole. The app compares all hashes when it opens a bundle.
-
-    Raises InputError if the bundle is damaged, holds nothing that an iPhone runs, or does not fit.
+    AFC, Apple's file protocol, knows no hashes: sizes are compared here, and the app compares all hashes when it opens
+    the bundle.
     """
-    sizes = _wanted_files(bundle)
+    sizes = _wanted_files(bundle, manifest)
     partial = f"{_DOCUMENTS}/.pocketlm-push-{hash_file(bundle / MANIFEST_FILE).sha256[:16]}"
-    name = bundle.resolve().name
 
-    async def push() -> None:
-        async with services.documents(phone.serial, APP) as documents:
+    async def copy() -> None:
+        async with services.documents(phone.serial, app_identifier()) as documents:
             missing = [path for path in sizes if not await _is_there(documents, f"{partial}/{path}", sizes[path])]
             await _check_space(documents, sum(sizes[path] for path in missing), phone)
             pieces = sum(_pieces(sizes[path]) for path in missing)
-            with progress(f"Copying to {phone.name}", pieces) as step:
+            with progress(f"Copying {name} to {phone.model}", pieces) as step:
                 for path in missing:
                     await _write(documents, bundle / path, f"{partial}/{path}", step)
             await documents.rm(f"{_DOCUMENTS}/{name}", force=True)
             await documents.rename(partial, f"{_DOCUMENTS}/{name}")
 
     with _one_line(services):
-        asyncio.run(push())
-    return name
+        if app is not None:
+            with progress("Installing the app"):
+                asyncio.run(services.install(phone.serial, app))
+        asyncio.run(copy())
 
 
-def _wanted_files(bundle: Path) -> dict[str, int]:
+def _wanted_files(bundle: Path, manifest: Manifest) -> dict[str, int]:
     """Path -> size in bytes of what the app needs, the manifest last."""
-    manifest = read_manifest(bundle)
     if not set(TARGETS) & set(manifest.targets):
         raise InputError(f"{bundle}: holds nothing that an iPhone runs; export again with --to coreml")
-    changed = changed_files(bundle, manifest)
-    if changed:
-        raise InputError(f"{bundle}: {changed[0]} is missing or was changed since the export; export again")
     wanted = {
         path: entry.size_bytes
         for path, entry in manifest.files.items()
@@ -184,11 +199,11 @@ async def _is_there(documents: Documents, path: str, size: int) -> bool:
     return await documents.exists(path) and int((await documents.stat(path))["st_size"]) == size
 
 
-async def _check_space(documents: Documents, size: int, phone: IPhone) -> None:
+async def _check_space(documents: Documents, size: int, phone: Phone) -> None:
     free = int((await documents.get_device_info())["FSFreeBytes"])
     if size + _SPARE_BYTES > free:
         raise InputError(
-            f"the bundle needs {(size + _SPARE_BYTES) / 1e6:.0f} MB and {phone.name} has {free / 1e6:.0f} MB left; "
+            f"the bundle needs {(size + _SPARE_BYTES) / 1e6:.0f} MB and {phone.model} has {free / 1e6:.0f} MB left; "
             "make room on it"
         )
 
@@ -209,44 +224,41 @@ async def _write(documents: Documents, source: Path, path: str, step: Callable[[
         await documents.fclose(handle)
 
 
-def measure(
+def run_task(
     services: Services,
-    phone: IPhone,
-    name: str,
-    *,
-    target: str | None = None,
-    verify: bool = False,
-    benchmark: bool = False,
-    prompt: str | None = None,
-    patience_seconds: float = 900.0,
-    pause_seconds: float = 1.0,
-) -> dict[str, Any]:
-    """Have the app open a bundle and measure it; its report (``Report`` in ios_demo/, see its README).
-
-    Raises InputError if the app cannot be started, writes no report in time, or reports an error.
-    """
+    phone: Phone,
+    task: Task,
+    timeout: float,
+    progress: Progress,
+    pause_seconds: float = _PAUSE_SECONDS,
+) -> str:
+    """See Platform. The app writes its results in one step when it is done."""
     output = f"pocketlm-{secrets.token_hex(8)}.json"
-    arguments = ["--bundle", name, "--output", output]
-    arguments += ["--target", target] if target else []
-    arguments += ["--prompt", prompt] if prompt is not None else []
-    arguments += ["--verify"] * verify + ["--benchmark"] * benchmark
 
     async def ask() -> bytes:
-        await services.launch(phone.serial, APP, arguments)
-        async with services.documents(phone.serial, APP) as documents:
-            content = await _wait_for(documents, f"{_DOCUMENTS}/{output}", patience_seconds, pause_seconds)
+        await services.launch(phone.serial, app_identifier(), arguments(task, output))
+        async with services.documents(phone.serial, app_identifier()) as documents:
+            content = await _wait_for(documents, f"{_DOCUMENTS}/{output}", timeout, pause_seconds)
             await documents.rm(f"{_DOCUMENTS}/{output}", force=True)
             return content
 
-    with _one_line(services):
-        report = _parse(asyncio.run(ask()))
-    if report.get("error"):
-        raise InputError(f"{phone.name}: {report['error']}")
-    return report
+    with progress(f"Waiting for {phone.model}; keep it unlocked"), _one_line(services):
+        return asyncio.run(ask()).decode("utf-8", errors="replace")
+
+
+def arguments(task: Task, output: str) -> list[str]:
+    """What the app is started with: see LaunchArguments.swift. Core ML and ExecuTorch choose their threads there."""
+    given = ["--bundle", task.bundle, "--output", output]
+    given += ["--target", task.target] if task.target else []
+    given += ["--verify"] * task.verify
+    if task.bench is not None:
+        bench = task.bench
+        given += ["--benchmark", "--prompt-tokens", str(bench.prompt_tokens), "--new-tokens", str(bench.new_tokens)]
+        given += ["--runs", str(bench.runs), "--sustained", str(bench.sustained_seconds)]
+    return given
 
 
 async def _wait_for(documents: Documents, path: str, patience: float, pause: float) -> bytes:
-    """The content of a file that the app writes in one step when it is done."""
     ended = time.monotonic() + patience
     while not await documents.exists(path):
         if time.monotonic() > ended:
@@ -255,16 +267,6 @@ async def _wait_for(documents: Documents, path: str, patience: float, pause: flo
             )
         await asyncio.sleep(pause)
     return await documents.get_file_contents(path)
-
-
-def _parse(content: bytes) -> dict[str, Any]:
-    try:
-        report = json.loads(content)
-        if not isinstance(report, dict) or report["schema_version"] != 1:
-            raise ValueError("another schema")
-    except (ValueError, KeyError) as error:
-        raise InputError(f"the app's results cannot be read ({error}); install the app of this version") from error
-    return report
 
 
 @contextmanager

@@ -11,8 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
-from .device_ios import Documents, Services
+from .device_ios import Documents, Services, ios
 
 # By the name of the library's exception: what a person can do.
 HINTS = {
@@ -22,7 +21,6 @@ HINTS = {
     "UserDeniedPairingError": "the iPhone does not trust this computer; connect it again and choose Trust",
     "PasswordRequiredError": "unlock the iPhone and try again",
     "PasscodeRequiredError": "unlock the iPhone and try again",
-    "ConnectionFailedToUsbmuxdError": "nothing here talks to iPhones; install and start usbmuxd",
     "NoDeviceConnectedError": "no iPhone is connected; connect it with a cable",
     "DeviceNotFoundError": "the iPhone is not connected any more; connect it with a cable",
     "ConnectionTerminatedError": "the connection to the iPhone broke; connect it and run the command again",
@@ -33,10 +31,10 @@ HINTS = {
 }
 
 
-def services() -> Services:
-    """The library's services; raises InputError if it is not installed."""
+def services() -> Services | None:
+    """The library's services; None if it is not installed."""
     try:
-        from pymobiledevice3.exceptions import PyMobileDevice3Exception
+        from pymobiledevice3.exceptions import ConnectionFailedToUsbmuxdError, PyMobileDevice3Exception
         from pymobiledevice3.lockdown import create_using_usbmux
         from pymobiledevice3.remote.userspace_tunnel import UserspaceRsdTunnel
         from pymobiledevice3.services.dvt.instruments.dvt_provider import DvtProvider
@@ -44,11 +42,14 @@ def services() -> Services:
         from pymobiledevice3.services.house_arrest import HouseArrestService
         from pymobiledevice3.services.installation_proxy import InstallationProxyService
         from pymobiledevice3.usbmux import list_devices
-    except ImportError as error:
-        raise InputError(f"iPhones need pymobiledevice3; pip install 'pocketlm[ios]' ({error})") from error
+    except ImportError:
+        return None
 
     async def serials() -> Sequence[str]:
-        return list(dict.fromkeys(device.serial for device in await list_devices()))
+        try:
+            return list(dict.fromkeys(device.serial for device in await list_devices()))
+        except ConnectionFailedToUsbmuxdError:
+            return []  # without usbmuxd there are no iPhones, and there may be other phones
 
     async def values(serial: str) -> Mapping[str, Any]:
         async with await create_using_usbmux(serial=serial) as lockdown:
@@ -86,3 +87,6 @@ def services() -> Services:
         return next(known, f"the iPhone did not answer as expected ({said})")
 
     return Services(serials, values, documents, install, launch, hint)
+
+
+IOS = ios(services)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import json
 import shutil
@@ -16,20 +15,23 @@ import pytest
 from pocketlm.errors import InputError
 from pocketlm.export.bundle import read_manifest
 from pocketlm.runtimes import pymobiledevice
-from pocketlm.runtimes.device_ios import (
-    APP,
-    Documents,
-    IPhone,
-    Services,
-    choose_iphone,
-    install_app,
-    list_iphones,
-    measure,
-    push_bundle,
-)
+from pocketlm.runtimes.device import READY, BenchSettings, Phone, Task
+from pocketlm.runtimes.device_ios import APP, Documents, Services, arguments, ios
+from pocketlm.runtimes.device_results import read_results
+from pocketlm.runtimes.progress import silent
 
 SAMPLE = Path(__file__).parents[1] / "ios_demo" / "App" / "PocketLM" / "Sample"
-PHONE = IPhone("00008110-0001", "Ada's iPhone", "iPhone14,2", "18.1")
+PHONE = Phone("ios", "00008110-0001", "iPhone14,2", READY)
+BENCH = BenchSettings(prompt_tokens=8, new_tokens=4, runs=2, sustained_seconds=3)
+
+
+REPORT = {
+    "schema_version": 1,
+    "kind": "device",
+    "device": {"platform": "ios", "model": "iPhone14,2", "system": "iOS 18.1"},
+    "bundle": {"name": "sample", "manifest_sha256": "0" * 64},
+    "verify": {"coreml": {"kl": 1e-7, "tolerance_kl": 1e-6, "passed": True}},
+}
 
 
 class PhoneError(Exception):
@@ -42,13 +44,16 @@ class FakePhone:
 
     breaks_after   writes that succeed before the cable is pulled
     report         what the app writes, None if it never does
+    system         version of iOS, None if the iPhone does not trust this computer
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
     folders: set[str] = field(default_factory=lambda: {"/Documents"})
     free: int = 1 << 30
+    system: str | None = "18.1"
+    app: str = APP
     breaks_after: int | None = None
-    report: dict[str, Any] | bytes | None = field(default_factory=lambda: {"schema_version": 1, "bundle": "Sample"})
+    report: dict[str, Any] | bytes | None = field(default_factory=lambda: dict(REPORT))
     writes: list[str] = field(default_factory=list)
     launched: list[Sequence[str]] = field(default_factory=list)
     installed: list[Path] = field(default_factory=list)
@@ -59,11 +64,13 @@ class FakePhone:
             return serials
 
         async def values(serial: str) -> dict[str, str]:
-            return {"DeviceName": PHONE.name, "ProductType": PHONE.model, "ProductVersion": PHONE.system}
+            if self.system is None:
+                raise PhoneError("not trusted")
+            return {"ProductType": PHONE.model, "ProductVersion": self.system}
 
         @asynccontextmanager
         async def documents(serial: str, app: str) -> AsyncIterator[Documents]:
-            assert (serial, app) == (PHONE.serial, APP)
+            assert (serial, app) == (PHONE.serial, self.app)
             yield FakeDocuments(self)
 
         async def install(serial: str, ipa: Path) -> None:
@@ -153,21 +160,28 @@ def refusal(action: Callable[[], object]) -> str:
     return str(caught.value)
 
 
-def test_iphones_are_listed_and_chosen() -> None:
-    phone = FakePhone()
-    assert list_iphones(phone.services()) == [PHONE]
-    assert choose_iphone(phone.services(), None) == PHONE
-    two = phone.services((PHONE.serial, "other"))
-    assert choose_iphone(two, PHONE.serial) == PHONE
-    assert "2 iPhones are connected" in refusal(lambda: choose_iphone(two, None))
-    assert "no iPhone x is connected" in refusal(lambda: choose_iphone(two, "x"))
-    assert "connect it with a cable" in refusal(lambda: choose_iphone(phone.services(()), None))
+def push(phone: FakePhone, bundle: Path, app: Path | None = None, name: str = "Sample") -> None:
+    ios(phone.services).install(PHONE, bundle, read_manifest(bundle), name, app, silent)
+
+
+def test_iphones_are_listed_with_what_keeps_them_from_use() -> None:
+    assert ios(FakePhone().services).list_phones() == [PHONE]
+    (old,) = ios(FakePhone(system="17.6").services).list_phones()
+    assert "too old" in old.state
+    (locked,) = ios(FakePhone(system=None).services).list_phones()
+    assert locked.state == "hint: not trusted"
+
+
+def test_without_the_library_there_are_no_iphones() -> None:
+    platform = ios(lambda: None)
+    assert platform.list_phones() == []
+    assert "pip install 'pocketlm[ios]'" in refusal(lambda: platform.run(PHONE, Task("Sample"), 1.0, silent))
 
 
 def test_a_bundle_arrives_as_it_is(bundle: Path) -> None:
     phone = FakePhone()
-    assert push_bundle(phone.services(), PHONE, bundle) == "Sample"
-    there = {path.removeprefix("/Documents/Sample/"): content for path, content in phone.files.items()}
+    push(phone, bundle, name="other")
+    there = {path.removeprefix("/Documents/other/"): content for path, content in phone.files.items()}
     assert there == {path: (bundle / path).read_bytes() for path in [*read_manifest(bundle).files, "pocketlm.json"]}
     assert phone.writes[-1].endswith("/pocketlm.json")
     assert not any("push" in path for path in phone.folders)
@@ -177,23 +191,20 @@ def test_what_no_iphone_runs_stays_here(bundle: Path) -> None:
     manifest = json.loads((bundle / "pocketlm.json").read_text())
     (bundle / "onnx").mkdir()
     (bundle / "onnx" / "model.onnx").write_bytes(b"x")
-    manifest["files"]["onnx/model.onnx"] = {
-        "size_bytes": 1,
-        "sha256": "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881",
-    }
+    manifest["files"]["onnx/model.onnx"] = {"size_bytes": 1, "sha256": "0" * 64}
     (bundle / "pocketlm.json").write_text(json.dumps(manifest))
     phone = FakePhone()
-    push_bundle(phone.services(), PHONE, bundle)
+    push(phone, bundle)
     assert not any("onnx" in path for path in phone.files)
 
 
 def test_an_interrupted_push_goes_on(bundle: Path) -> None:
     phone = FakePhone(breaks_after=4)
-    assert refusal(lambda: push_bundle(phone.services(), PHONE, bundle)) == "hint: the cable was pulled"
+    assert refusal(lambda: push(phone, bundle)) == "hint: the cable was pulled"
     assert "/Documents/Sample" not in phone.folders
     sent = list(phone.writes)
     phone.breaks_after = None
-    push_bundle(phone.services(), PHONE, bundle)
+    push(phone, bundle)
     assert "/Documents/Sample" in phone.folders
     again = phone.writes[len(sent) :]
     assert not set(sent) & set(again), "a file that had arrived was sent again"
@@ -202,14 +213,12 @@ def test_an_interrupted_push_goes_on(bundle: Path) -> None:
 
 def test_a_file_that_was_cut_off_is_sent_again(bundle: Path) -> None:
     phone = FakePhone()
-    push_bundle(phone.services(), PHONE, bundle)
+    push(phone, bundle)
     (partial,) = {path.rpartition("/")[0] for path in phone.writes if path.endswith("/golden.json")}
-    phone.files = {
-        f"{partial}/golden.json": b"cut",
-        f"{partial}/tokenizer.json": (bundle / "tokenizer.json").read_bytes(),
-    }
+    whole = (bundle / "tokenizer.json").read_bytes()
+    phone.files = {f"{partial}/golden.json": b"cut", f"{partial}/tokenizer.json": whole}
     phone.folders, phone.writes = {"/Documents", partial}, []
-    push_bundle(phone.services(), PHONE, bundle)
+    push(phone, bundle)
     assert phone.files["/Documents/Sample/golden.json"] == (bundle / "golden.json").read_bytes()
     assert not any(path.endswith("/tokenizer.json") for path in phone.writes)
 
@@ -218,80 +227,62 @@ def test_a_bundle_of_the_same_name_is_replaced(bundle: Path) -> None:
     phone = FakePhone()
     phone.folders |= {"/Documents/Sample"}
     phone.files["/Documents/Sample/old"] = b"old"
-    push_bundle(phone.services(), PHONE, bundle)
+    push(phone, bundle)
     assert "/Documents/Sample/old" not in phone.files
 
 
-def test_bundles_that_cannot_be_used_are_not_pushed(bundle: Path, tmp_path: Path) -> None:
-    phone = FakePhone()
+def test_bundles_that_cannot_be_used_are_not_pushed(bundle: Path) -> None:
     full = FakePhone(free=1000)
-    assert "has 0 MB left" in refusal(lambda: push_bundle(full.services(), PHONE, bundle))
-    assert not full.writes
-    (bundle / "golden.json").write_text("{}")
-    assert "golden.json is missing or was changed" in refusal(lambda: push_bundle(phone.services(), PHONE, bundle))
+    assert "has 0 MB left" in refusal(lambda: push(full, bundle))
     good = Path(__file__).parent / "golden" / "bundle" / "good"
-    assert "--to coreml" in refusal(lambda: push_bundle(phone.services(), PHONE, good))
-    assert "not a bundle" in refusal(lambda: push_bundle(phone.services(), PHONE, tmp_path))
-    assert not phone.files
+    assert "--to coreml" in refusal(lambda: push(full, good))
+    assert not full.writes
+    assert not full.files
+
+
+def test_the_app_comes_with_the_bundle(bundle: Path, tmp_path: Path) -> None:
+    phone = FakePhone()
+    push(phone, bundle, tmp_path / "a.ipa")
+    assert phone.installed == [tmp_path / "a.ipa"]
 
 
 def test_the_app_is_started_and_its_report_is_pulled() -> None:
     phone = FakePhone()
-    report = measure(phone.services(), PHONE, "Sample", target="coreml", verify=True, benchmark=True, prompt="Hi")
-    assert report["bundle"] == "Sample"
-    (arguments,) = phone.launched
-    assert arguments[:2] == ["--bundle", "Sample"]
-    assert arguments[4:] == ["--target", "coreml", "--prompt", "Hi", "--verify", "--benchmark"]
+    task = Task("Sample", "coreml", verify=True, bench=BENCH)
+    results = read_results(ios(phone.services).run(PHONE, task, 5.0, silent), "the test")
+    assert results.passed
+    assert results.bundle == "sample"
+    (given,) = phone.launched
+    assert list(given) == arguments(task, given[given.index("--output") + 1])
     assert phone.files == {}, "the report was left behind"
 
 
 def test_the_app_knows_the_arguments() -> None:
     """What is sent is what ios_demo/ reads."""
-    swift = SAMPLE.parents[2] / "Sources" / "PocketCore" / "LaunchArguments.swift"
-    phone = FakePhone()
-    measure(phone.services(), PHONE, "Sample", target="coreml", verify=True, benchmark=True, prompt="Hi")
-    sent = {argument for argument in phone.launched[0] if argument.startswith("--")}
-    assert len(sent) == 6
-    assert all(f'case "{argument}"' in swift.read_text() for argument in sent)
+    swift = (SAMPLE.parents[2] / "Sources" / "PocketCore" / "LaunchArguments.swift").read_text()
+    sent = [given for given in arguments(Task("a", "coreml", True, BENCH), "b.json") if given.startswith("--")]
+    assert len(sent) == 9
+    assert all(f'case "{argument}"' in swift for argument in sent)
 
 
-@pytest.mark.parametrize(
-    ("report", "words"),
-    [
-        (None, "wrote no results within 0 seconds"),
-        (b"{", "cannot be read"),
-        (b"[]", "cannot be read"),
-        ({"schema_version": 2}, "another schema"),
-        (
-            {"schema_version": 1, "error": "this model needs about 900 MB"},
-            "Ada's iPhone: this model needs about 900 MB",
-        ),
-    ],
-)
-def test_reports_that_are_none(report: Any, words: str) -> None:
-    phone = FakePhone(report=report)
-    assert words in refusal(
-        lambda: measure(phone.services(), PHONE, "Sample", verify=True, patience_seconds=0.02, pause_seconds=0.01)
-    )
+def test_an_app_that_was_signed_under_another_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POCKETLM_IOS_APP", "com.example.pocketlm")
+    phone = FakePhone(app="com.example.pocketlm")
+    assert read_results(ios(phone.services).run(PHONE, Task("Sample", verify=True), 5.0, silent), "the test").passed
 
 
-def test_installing(tmp_path: Path) -> None:
-    phone = FakePhone()
-    assert "does not exist" in refusal(lambda: install_app(phone.services(), PHONE, tmp_path / "a.ipa"))
-    (tmp_path / "a.ipa").write_bytes(b"zip")
-    install_app(phone.services(), PHONE, tmp_path / "a.ipa")
-    assert phone.installed == [tmp_path / "a.ipa"]
+def test_an_app_that_says_nothing() -> None:
+    platform = ios(FakePhone(report=None).services, pause_seconds=0.01)
+    assert "wrote no results" in refusal(lambda: platform.run(PHONE, Task("Sample", verify=True), 0.02, silent))
 
 
 def test_errors_of_our_own_are_not_disguised() -> None:
-    phone = FakePhone(report={"schema_version": 1})
-
     async def broken() -> Sequence[str]:
         raise ZeroDivisionError
 
-    services = Services(**{**phone.services().__dict__, "serials": broken})
+    services = Services(**{**FakePhone().services().__dict__, "serials": broken})
     with pytest.raises(ZeroDivisionError):
-        list_iphones(services)
+        ios(lambda: services).list_phones()
 
 
 def test_the_library_has_what_is_asked_of_it() -> None:
@@ -306,8 +297,7 @@ def test_the_library_has_what_is_asked_of_it() -> None:
         assert hasattr(HouseArrestService, name)
     assert {"bundle_id", "arguments", "kill_existing"} <= set(inspect.signature(ProcessControl.launch).parameters)
     services = pymobiledevice.services()
+    assert services is not None
     assert services.hint(exceptions.AppNotInstalledError("x")) == pymobiledevice.HINTS["AppNotInstalledError"]
-    assert services.hint(exceptions.ConnectionFailedToUsbmuxdError()) is not None
     assert services.hint(ValueError()) is None
-    with pytest.raises(exceptions.PyMobileDevice3Exception):  # nothing here speaks to iPhones
-        asyncio.run(services.serials())
+    assert pymobiledevice.IOS.list_phones() == [], "an iPhone is attached"
