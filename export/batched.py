@@ -123,7 +123,9 @@ class Batched:
         return self._each(lambda ops, part, other: ops.add(part, other, name), x, y)
 
     def scale(self, x: Batch, factor: float, name: str) -> Batch:
-        """See Ops."""
+        """See Ops. Of a head that is skipped there are no logits to scale."""
+        if name == "logits" and self._skipped:
+            return x
         return self._each(lambda ops, part: ops.scale(part, factor, name), x)
 
     def soft_cap(self, x: Batch, cap: float, name: str) -> Batch:

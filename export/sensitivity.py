@@ -21,7 +21,7 @@ from .batched import Batched, Kept, one_thread_each
 from .config import ModelConfig
 from .decoder import decoder
 from .folded import Names, Overlay, source_weight
-from .to_torch import TorchOps
+from .to_torch import TorchOps, finished_logits
 
 
 def group_sensitivities(
@@ -56,7 +56,7 @@ def group_sensitivities(
         head = TorchOps(kept, config, 1)
 
         def log_probabilities(x: Tensor) -> Tensor:
-            return torch.log_softmax(head.linear(x, (config.head_name,)), -1)
+            return torch.log_softmax(finished_logits(head.linear(x, (config.head_name,)), config), -1)
 
         expected = log_probabilities(source)
         share = expected.exp()

@@ -197,6 +197,13 @@ class TorchOps:
         return tensor
 
 
+def finished_logits(logits: Tensor, config: ModelConfig) -> Tensor:
+    """What the decoder does to the head's output: scale and soft cap."""
+    logits = logits * config.logits_scale
+    cap = config.logits_softcap
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
 def relative_noise(size: float, seed: int) -> Callable[[Tensor], Tensor]:
     """Multiplies each value by 1 + size * a normal deviate; equal seeds give equal noise."""
     generator = torch.Generator().manual_seed(seed)

@@ -16,14 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import InputError
 from ..quantize.store import CanonicalTensor, Weights, bias_of
 from ..quantize.tensor import QuantizedTensor, to_scale_grid
 from .batched import Batched, Kept, one_thread_each
 from .config import Attention, Experts, Mlp, ModelConfig
 from .decoder import decoder, every_expert
 from .inventory import take_inventory
-from .to_torch import TorchOps
+from .to_torch import TorchOps, finished_logits
 
 SEQUENCES_PER_STEP = 4
 LEARNING_RATE = 1e-3  # of scales relative to where they start; Adam moves each by about so much in a step
@@ -67,11 +66,7 @@ def tune(
     quantised  canonical weights
     tokens     ids to learn from (sequences, tokens), SEQUENCES_PER_STEP at a time
     step       called ``tuning_steps`` times
-
-    Raises InputError for a model whose logits are soft-capped.
     """
-    if config.logits_softcap is not None:
-        raise InputError("the method tuned does not know soft-capped logits; take a recipe without -tuned")
     trained = _start(quantised, config)
     parameters = list(trained.changes.values())
     optimiser = torch.optim.Adam(parameters, lr=learning_rate, betas=_BETAS)
@@ -149,7 +144,8 @@ def _gradients(
     """Gradients of the mean KL(source || quantised) over one sequence, for each of ``trained.changes``."""
     ops = _TunedOps(TorchOps(fixed, config, len(tokens)), fixed, trained)
     with torch.no_grad():
-        expected = torch.log_softmax(_scaled_linear(wanted, head, None, trained.kind), -1)
+        logits = _scaled_linear(wanted, head, None, trained.kind)
+        expected = torch.log_softmax(finished_logits(_with_bias(logits, fixed, config.head_name), config), -1)
     actual = torch.log_softmax(decoder(ops, config, torch.from_numpy(tokens[None])), -1)
     loss = (expected.exp() * (expected - actual)).sum(-1).mean()
     return torch.autograd.grad(loss, list(trained.changes.values()))
@@ -194,6 +190,11 @@ def _product_type() -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
+def _with_bias(x: Tensor, weights: Weights, name: str) -> Tensor:
+    bias = bias_of(weights, name)
+    return x if bias is None else x + torch.from_numpy(np.array(bias, np.float32))
+
+
 class _TunedOps:
     """An Ops that computes with what is trained, and leaves everything else to another one."""
 
@@ -213,13 +214,12 @@ class _TunedOps:
 
     def _one_linear(self, x: Tensor, name: str) -> Tensor:
         if name == self._trained.head_name:
-            return _scaled_linear(x, self._trained.head, None, self._trained.kind)
+            return _with_bias(_scaled_linear(x, self._trained.head, None, self._trained.kind), self._fixed, name)
         if name not in self._trained.scales:
             return self._ops.linear(x, (name,))
         scales = self._trained.scales[name] * (1 + self._trained.changes[name])
         result = _scaled_linear(x, self._trained.codes[name], scales, self._trained.kind)
-        bias = bias_of(self._fixed, name)
-        return result if bias is None else result + torch.from_numpy(np.array(bias, np.float32))
+        return _with_bias(result, self._fixed, name)
 
     def rms_norm(self, x: Tensor, name: str, epsilon: float) -> Tensor:
         """See Ops. The norm's own weight is part of what is trained."""

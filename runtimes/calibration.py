@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from .tokenizer import Tokenizer
 
-SEQUENCES = 32
+SEQUENCES = 48
 LENGTH = 512  # tokens of a sequence, or the model's longest context if that is less
 TUNING_SEQUENCES = 384
 TUNING_LENGTH = 256

@@ -18,12 +18,15 @@ from ..export.fetch import cache_folder
 from ..export.inventory import take_inventory
 from ..quantize.recipe import Recipe
 from ..quantize.store import CanonicalFile, save_canonical
-from .calibration import TUNING_LENGTH, TUNING_SEQUENCES, cut_sequences, read_calibration_text
+from .calibration import LENGTH, SEQUENCES, TUNING_LENGTH, TUNING_SEQUENCES, cut_sequences, read_calibration_text
 from .judge import CheckpointWeights
 from .progress import Progress
 from .tokenizer import Tokenizer
 
+_ACTIVATION_BYTES = 1 << 30  # of one linear's output in float32, the source's and the quantised model's
+_FEWEST = 8
 _SHORT = 4  # recipes that are not "tuned" learn from every so many of the tuning sequences
+_TUNING_THREADS = 1  # each holds a sequence's activations and some sets of its logits: SmolLM2's take a gigabyte
 _SMALL = 500_000_000  # and not at all for models with more weights in linears: tuning holds the whole model in memory
 
 
@@ -44,9 +47,16 @@ def open_source(checkpoint: Checkpoint, config: ModelConfig, calibration: Path |
     return Source(
         checkpoint,
         config,
-        calibration=cut_sequences(text, tokenizer, longest),
+        calibration=cut_sequences(text, tokenizer, longest, _sequences(checkpoint, config)),
         tuning=cut_sequences(text, tokenizer, longest, TUNING_SEQUENCES, TUNING_LENGTH),
     )
+
+
+def _sequences(checkpoint: Checkpoint, config: ModelConfig) -> int:
+    """How many calibration sequences may be in memory at once; the widest output of a linear decides."""
+    groups = [names for names in take_inventory(config).linears if names[0] != config.head_name]
+    widest = max(sum(checkpoint.shape(name)[0] for name in names) for names in groups)
+    return max(_FEWEST, min(SEQUENCES, _ACTIVATION_BYTES // (2 * 4 * LENGTH * widest)))
 
 
 def write_canonical(
@@ -90,7 +100,7 @@ def _calibrate(source: Source, recipe: Recipe, progress: Progress) -> Calibratio
 def _tuning_tokens(source: Source, recipe: Recipe) -> NDArray[np.int64]:
     """What scales and norms are to be trained on, perhaps nothing."""
     linears = {name for names in take_inventory(source.config).linears for name in names}
-    size = sum(math.prod(source.checkpoint.shape(name)) for name in linears)
+    size = sum(math.prod(source.checkpoint.shape(name)) for name in linears - {source.config.head_name})
     if recipe.method == "tuned":
         return source.tuning
     return source.tuning[::_SHORT] if recipe.method == "calibrated" and size <= _SMALL else source.tuning[:0]
@@ -106,7 +116,6 @@ def _tune(
     store = CalibrationStore(cache_folder() / "calibration" / key)
     if not any(True for _ in store):
         with progress(f"Tuning {recipe.name} on {tokens.size} tokens", tuning_steps(len(tokens))) as step:
-            threads = os.cpu_count() or 1
             teacher = CheckpointWeights(source.checkpoint)
-            store.save(("tuned",), tune(teacher, weights, source.config, tokens, step, threads), {})
+            store.save(("tuned",), tune(teacher, weights, source.config, tokens, step, _TUNING_THREADS), {})
     return store

@@ -242,7 +242,7 @@ def test_sequences_are_spread_over_the_text(tiny_folder):
     text = read_calibration_text(None)
     ids = tokenizer.encode(text, special=False)
     found = cut_sequences(text, tokenizer, 256)
-    assert found.shape == (32, 256)
+    assert found.shape == (48, 256)
     assert found[0].tolist() == ids[:256]
     assert found[-1].tolist() == ids[-256:]
     short = cut_sequences(text[:2000], tokenizer, 256)
