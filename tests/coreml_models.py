@@ -3,14 +3,13 @@
 import json
 import struct
 from functools import cache
-from pathlib import Path
-from tempfile import mkdtemp
 
 import numpy as np
 from pocketlm.export.canonical import quantize_tensor
 from pocketlm.export.config import parse_config
 from pocketlm.quantize.recipe import load_recipe, parse_recipe
 from pocketlm.runtimes.mil_package import import_coremltools
+from scratch import scratch_folder
 from tiny import tiny_llama
 
 import_coremltools()
@@ -39,7 +38,7 @@ RECIPES = {
 @cache
 def source(tied=True, biased=False):
     """A folder with a tiny model."""
-    folder = Path(mkdtemp(prefix="pocketlm-test-"))
+    folder = scratch_folder()
     return tiny_llama(
         folder, tied=tied, attention_bias=biased, mlp_bias=biased, hidden=64, intermediate=128, head_dim=16, vocab=320
     )
@@ -59,7 +58,7 @@ def model(recipe, tied=True, biased=False):
 @cache
 def package(recipe, tied=True, biased=False, functions=FUNCTIONS):
     """(folder with a package that nobody may change, config, weights)."""
-    folder = Path(mkdtemp(prefix="pocketlm-test-"))
+    folder = scratch_folder()
     config, weights = model(recipe, tied, biased)
     write_coreml(folder, config, weights, CONTEXT, functions=functions)
     return folder, config, weights

@@ -2,14 +2,13 @@
 
 import json
 from functools import cache
-from pathlib import Path
-from tempfile import mkdtemp
 
 import numpy as np
 from pocketlm.export.canonical import quantize_tensor
 from pocketlm.export.config import parse_config
 from pocketlm.export.to_executorch import write_executorch
 from pocketlm.quantize.recipe import load_recipe, parse_recipe
+from scratch import scratch_folder
 from tiny import tiny_llama
 
 CONTEXT = 64
@@ -27,7 +26,7 @@ RECIPES = {
 @cache
 def source(tied=True, biased=False, layers=2):
     """A folder with a tiny model."""
-    folder = Path(mkdtemp(prefix="pocketlm-test-"))
+    folder = scratch_folder()
     return tiny_llama(
         folder, tied=tied, attention_bias=biased, mlp_bias=biased, layers=layers, hidden=64, intermediate=192
     )

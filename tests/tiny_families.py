@@ -1,8 +1,6 @@
 """Tiny random models of every family, saved as transformers publishes them."""
 
 from functools import cache
-from pathlib import Path
-from tempfile import mkdtemp
 
 import numpy as np
 from openelm import openelm_logits, write_openelm
@@ -13,6 +11,7 @@ from pocketlm.export.open_checkpoint import open_checkpoint
 from pocketlm.quantize.recipe import load_recipe
 from pocketlm.runtimes.target import Details
 from pocketlm.runtimes.targets import get_target
+from scratch import scratch_folder
 from tiny import write_tokenizer
 
 CONTEXT = 64
@@ -95,7 +94,7 @@ def family_folder(name):
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if name == "openelm":
-        return write_openelm(Path(mkdtemp(prefix="pocketlm-test-")))
+        return write_openelm(scratch_folder())
     kind, options = MODELS[name]
     unknown = _UNKNOWN.get(kind, ())
     sizes = {key: value for key, value in _SIZES.items() if key not in unknown}
@@ -108,7 +107,7 @@ def family_folder(name):
             noise = torch.randn(value.shape, generator=generator)
             norm = ("norm" in key or "ln_" in key) and key.endswith("weight")
             value.copy_(offset + 0.1 * noise if norm else 0.15 * noise)
-    folder = Path(mkdtemp(prefix="pocketlm-test-"))
+    folder = scratch_folder()
     model.save_pretrained(folder)
     write_tokenizer(folder, config.vocab_size)
     return folder
@@ -147,6 +146,6 @@ def canonical(name, recipe="fp32", context=CONTEXT):
 @cache
 def artifact(name, target, recipe="fp32", context=CONTEXT):
     """The folder of a finished artifact, which nobody may change."""
-    folder = Path(mkdtemp(prefix="pocketlm-test-"))
+    folder = scratch_folder()
     get_target(target).write(folder, *canonical(name, recipe, context), context, Details(1, (2,)))
     return folder
