@@ -37,7 +37,8 @@ class _Walk:
     uses: Counter[str] = field(default_factory=Counter)
 
     def embed(self, tokens: _Value, name: str) -> _Value:
-        """See Ops."""
+        """See Ops. A table that is the head too is used twice."""
+        self.uses[name] += 1
         return _Value()
 
     def linear(self, x: _Value, names: tuple[str, ...]) -> _Value:
