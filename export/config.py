@@ -188,7 +188,7 @@ def find_family(raw: Mapping[str, Any]) -> Family:
 
 def _check_keys(raw: Mapping[str, Any], family: Family) -> None:
     ignored = {"auto_map"} if family.own_code else set()
-    unknown = sorted(set(raw) - family.keys - HARMLESS_KEYS - ignored)
+    unknown = sorted(set(raw) - family.keys - set(family.required_values) - HARMLESS_KEYS - ignored)
     if unknown:
         raise InputError(
             f"config.json has keys that pocketlm does not know and that may change the computation: "

@@ -53,7 +53,7 @@ class Family:
     """What distinguishes one model_type.
 
     models           published models, for the README
-    keys             keys of config.json that are read, or that ``required_values`` pins down
+    keys             keys of config.json that are read, beside those that ``required_values`` pins down
     required_values  keys whose other values would change the computation, with the values that are supported
     renames          keys that have another name than Llama's
     defaults         what a missing key means, where that is not what it means for Llama
@@ -99,7 +99,12 @@ FAMILIES: Mapping[str, Family] = {
         keys=_COMMON_KEYS | {"pretraining_tp"},
         required_values={"pretraining_tp": (1, None), "rope_interleaved": (False,)},
     ),
-    "qwen2": Family("Qwen2, Qwen2.5", keys=_COMMON_KEYS | _WINDOW_KEYS, defaults=_QWEN_WINDOW),
+    "qwen2": Family(
+        "Qwen2, Qwen2.5",
+        keys=_COMMON_KEYS | _WINDOW_KEYS,
+        required_values={"use_mrope": (False, None)},
+        defaults=_QWEN_WINDOW,
+    ),
     "qwen3": Family(
         "Qwen3", keys=_COMMON_KEYS | _WINDOW_KEYS, defaults=_QWEN_WINDOW | {"head_dim": 128}, qk_norm="head"
     ),
@@ -107,6 +112,7 @@ FAMILIES: Mapping[str, Family] = {
     "phi3": Family(
         "Phi-3, Phi-3.5 mini, Phi-4-mini",
         keys=_COMMON_KEYS | {"original_max_position_embeddings", "partial_rotary_factor", "sliding_window"},
+        required_values={"full_attn_mod": (1,), "interpolate_factor": (1,), "lm_head_bias": (False,)},
         own_code=True,
     ),
     "gemma2": Family(

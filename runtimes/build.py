@@ -227,7 +227,12 @@ def _details(model: _Model, coreml_shapes: str) -> Details:
 
 
 def _write_genai_files(model: _Model, folder: Path) -> None:
-    """onnxruntime-genai wants its configuration and the tokenizer in the folder of the model."""
+    """onnxruntime-genai wants its configuration and the tokenizer in the folder of the model.
+
+    Not for a model whose layers have caches of different shapes (OpenELM): such a one it cannot run.
+    """
+    if len({(layer.attention.kv_heads, layer.attention.head_dim) for layer in model.config.layers}) > 1:
+        return  # it has no way to say that layers' caches differ
     raw = model.checkpoint.config
     content = genai_config_bytes(model.config, model.context, model.stop_tokens, raw)
     (folder / "onnx" / "genai_config.json").write_bytes(content)

@@ -106,6 +106,9 @@ def test_layers_differ_as_published(name, context, expected):
 
 def test_the_long_configuration_of_phi3_changes_divisors_with_the_context():
     raw = json.loads((CONFIGS / "phi-3-mini-4k.json").read_text()) | {
+        "full_attn_mod": 1,  # Phi-4-mini has these
+        "interpolate_factor": 1,
+        "lm_head_bias": False,
         "max_position_embeddings": 131072,
         "sliding_window": 262144,
         "rope_scaling": {"type": "su", "short_factor": [1.0] * 48, "long_factor": [2.0 + i for i in range(48)]},
