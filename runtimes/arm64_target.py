@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..export.config import ModelConfig
 from ..export.executorch_file import MODEL_FILE
-from .arm64_arithmetic import arithmetic, emulation
+from .arm64_arithmetic import arithmetic, emulation_on
 from .arm64_kernels import count_instructions
 from .arm64_lane import Lane, worker_command
 from .arm64_lock import read_lock
@@ -120,7 +120,7 @@ def on_arm64(target: Target, runs: Arm64Runs) -> Target:
         target,
         open_session=lambda folder, threads: runs.open_shipped(name, folder, threads),
         exact_logits=exact,
-        emulate=emulation(arithmetic(name, runs.core)),
+        emulate=emulation_on(name, runs.core),
         evaluated_by=lambda: evaluator(name, runs),
         locate=None,
         exactness=None,

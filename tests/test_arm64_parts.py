@@ -5,12 +5,19 @@ import re
 import stat
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from pocketlm.errors import InputError
+from pocketlm.export.canonical import quantize_checkpoint
+from pocketlm.export.config import parse_config
+from pocketlm.export.open_checkpoint import open_checkpoint
+from pocketlm.quantize.recipe import load_recipe
 from pocketlm.runtimes import arm64_download, arm64_prepare, memory_limit
+from pocketlm.runtimes.arm64_arithmetic import emulation_on
 from pocketlm.runtimes.arm64_kernels import count_instructions, name_of
 from pocketlm.runtimes.arm64_lane import CORES, Lane, find_lane, is_native, parse_place
 from pocketlm.runtimes.arm64_lock import Lock, Package, Wheel, read_lock
@@ -262,6 +269,29 @@ def test_the_first_sequences_keep_their_expectations(bundle):
     assert (fewer.evaluation.prose, len(fewer.prompts)) == (1, 1)
     kept = fewer.targets["onnx"]["expected"]
     assert kept == [golden.targets["onnx"]["expected"][row] for row in (0, 4)]
+
+
+def test_int8_layers_raise_the_noise_floor_of_cores_without_matrix_products(tiny_folder):
+    """Their kernels round a hundred times more coarsely than the noise that the floor is measured with."""
+    checkpoint = open_checkpoint(str(tiny_folder))
+    config, names, ones = parse_config(checkpoint.config), list(checkpoint.names()), torch.ones(3)
+
+    def noise_of(recipe, core):
+        """What becomes of a noise of 1e-4 on an embedding of ones."""
+        weights = dict(quantize_checkpoint(checkpoint, names, load_recipe(recipe), lambda error: None))
+
+        def reference(*arguments, embedding_noise, first):
+            return (embedding_noise(ones) - ones).numpy()
+
+        emulate = emulation_on("onnx", core).func
+        found = emulate(reference, weights, config, None, embedding_noise=lambda x: x * (1 + 1e-4))
+        return float(found.max())
+
+    assert noise_of("int8-rtn", "cortex-a76") == pytest.approx(1e-2, rel=0.01)
+    assert noise_of("int4-rtn", "cortex-a76") == pytest.approx(1e-4, rel=0.01)
+    assert not isinstance(emulation_on("onnx", "max"), partial)
+    assert not isinstance(emulation_on("executorch", "cortex-a76"), partial)
+    assert emulation_on("onnx", "cortex-a53") is None
 
 
 def test_a_lane_is_ready_when_it_was_finished(tmp_path):
