@@ -16,7 +16,9 @@ def int8_per_token(x: Tensor, weight: QuantizedTensor) -> Tensor:
     """
     lowest = x.amin(-1, keepdim=True).clamp(max=0)
     highest = x.amax(-1, keepdim=True).clamp(min=0)
-    scale = torch.where(lowest == highest, 1, 255 / (highest - lowest))
+    # Not 255 / (...), which torch computes as a product with the reciprocal: where values lie on a grid, as rows of an
+    # int8 table do, the last bit decides how a half is rounded.
+    scale = torch.where(lowest == highest, 1, torch.tensor(255.0) / (highest - lowest))
     low, high = lowest * scale, highest * scale
     zero = torch.where((-128 + low) + (127 + high) > 0, -128 - low, 127 - high)
     zero = torch.round(zero.clamp(-128, 127))
