@@ -48,7 +48,7 @@ def test_the_functions_take_the_commands_parameters():
     from pocketlm.runtimes.cli import export_command, verify_command
 
     taken = set(inspect.signature(export).parameters)
-    renamed = {"adapter": "adapters", "as_json": "progress"}
+    renamed = {"adapter": "adapters", "as_json": "progress", "bits": "budget", "size": "budget"}
     assert {renamed.get(option.name, option.name) for option in export_command.params} == taken
     renamed |= {"target": "targets", "reference": "model", "no_hashes": "hashes"}
     options = {renamed.get(option.name, option.name) for option in verify_command.params} - {"junit"}
