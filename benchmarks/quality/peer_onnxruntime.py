@@ -32,7 +32,9 @@ def quantised(weight: np.ndarray, method: str) -> tuple[np.ndarray, int]:
     model = helper.make_model(graph, opset_imports=imports, ir_version=10)
     plain = nbits.DefaultWeightOnlyQuantConfig(block_size=GROUP, is_symmetric=True, accuracy_level=0)
     quantizer = nbits.MatMulNBitsQuantizer(
-        model, algo_config=plain if method == "default" else nbits.KQuantWeightOnlyQuantConfig()
+        model,
+        block_size=GROUP,  # where k_quant looks for it
+        algo_config=plain if method == "default" else nbits.KQuantWeightOnlyQuantConfig(),
     )
     quantizer.process()
     result: Any = quantizer.model.model
