@@ -3,6 +3,7 @@ package org.pocketlm.app
 import android.content.Intent
 import android.graphics.Bitmap
 import android.graphics.Canvas
+import android.os.Looper
 import android.view.View
 import android.view.ViewGroup
 import android.widget.Button
@@ -20,6 +21,7 @@ import org.pocketlm.core.State
 import org.robolectric.Robolectric
 import org.robolectric.RobolectricTestRunner
 import org.robolectric.RuntimeEnvironment
+import org.robolectric.Shadows.shadowOf
 import org.robolectric.android.controller.ActivityController
 import org.robolectric.annotation.Config
 import org.robolectric.annotation.GraphicsMode
@@ -47,7 +49,10 @@ class MainActivityTest {
 
     private fun button(label: String) = views().filterIsInstance<Button>().first { it.text.startsWith(label) }
 
-    private fun press(label: String) = button(label).performClick()
+    private fun press(label: String) {
+        button(label).performClick()
+        shadowOf(Looper.getMainLooper()).idle() // lets the new views be laid out
+    }
 
     private fun say(message: String) {
         views().filterIsInstance<EditText>().single().setText(message)
@@ -82,7 +87,7 @@ class MainActivityTest {
         openTiny()
         say("Good evening!")
         picture("chat-dark")
-        val title = views().filterIsInstance<TextView>().first { it.text == "tiny" }
+        val title = views().filterIsInstance<TextView>().first { it.text.toString() == "tiny" }
         assertTrue("light text", android.graphics.Color.luminance(title.currentTextColor) > 0.5f)
     }
 
@@ -218,7 +223,7 @@ class MainActivityTest {
         openTiny()
         say("Hello")
         picture("chat-large")
-        val message = views().filterIsInstance<TextView>().first { it.text == "Hello" }
+        val message = views().filterIsInstance<TextView>().first { it.text.toString() == "Hello" }
         assertEquals(16f * 2 * activity.resources.displayMetrics.density, message.textSize, 1f)
     }
 
