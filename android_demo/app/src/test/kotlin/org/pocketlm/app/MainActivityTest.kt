@@ -224,7 +224,9 @@ class MainActivityTest {
         say("Hello")
         picture("chat-large")
         val message = views().filterIsInstance<TextView>().first { it.text.toString() == "Hello" }
-        assertEquals(16f * 2 * activity.resources.displayMetrics.density, message.textSize, 1f)
+        val metrics = activity.resources.displayMetrics
+        // Since Android 14 a font scale of 2 enlarges large text less than small text: 16 sp become 28 dp, not 32.
+        assertEquals(28f * metrics.density, message.textSize, 1f)
     }
 
     @Test
