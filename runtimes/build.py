@@ -274,9 +274,7 @@ def _verify(
         assert judgement.expected is not None
         assert judgement.certificate.runtime is not None
         golden[target.name] = expectation(judgement.expected, runtime_limit(judgement.certificate.runtime, allowed))
-        golden |= arm_expectations(
-            target.name, canonical, model.config, evaluation, judgement.certificate.runtime, allowed
-        )
+        golden |= arm_expectations(target.name, canonical, model.config, evaluation, allowed)
     write_golden(folder, Golden(evaluation, PROMPTS, golden), tokenizer.decode)
     certificates = {name: judgement.certificate for name, judgement in judged.items()}
     if "executorch" in certificates:
