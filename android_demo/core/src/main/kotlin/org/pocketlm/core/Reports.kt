@@ -34,6 +34,7 @@ fun verifyReport(replay: Replay) = State.Report(
     listOf(
         Row("KL against the reference", "%.3g".format(replay.kl)),
         Row("Tolerance, from the noise floor", "%.3g".format(replay.toleranceKl)),
+        Row("Arithmetic of this core", replay.arithmetic),
         Row("Positions", "${replay.positions}"),
         Row("Time", "%.1f s".format(replay.seconds)),
     ),

@@ -42,6 +42,18 @@ class GoldenTest {
     }
 
     @Test
+    fun `a core is held to the arithmetic that it computes in`() {
+        val right = golden.targets.getValue("onnx")
+        val wrong = GoldenTarget(right.toleranceKl, right.expected.reversed())
+        val both = Golden(golden.prefill, golden.first, golden.sequences, mapOf("onnx" to wrong, "onnx-arm64" to right))
+        val found = replay(both, "onnx", runtime(rows(0)))!!
+        assertEquals("onnx" to "onnx-arm64", found.target to found.arithmetic)
+        assertTrue(found.passed)
+        val neither = Golden(golden.prefill, golden.first, golden.sequences, mapOf("onnx" to wrong, "onnx-arm64" to wrong))
+        assertFalse(replay(neither, "onnx", runtime(rows(0)))!!.passed)
+    }
+
+    @Test
     fun `a logit that is no number never passes`() {
         for (value in listOf(Float.NaN, Float.POSITIVE_INFINITY, Float.NEGATIVE_INFINITY)) {
             val rows = rows(0)
