@@ -5,14 +5,16 @@ import Hub
 public typealias Message = [String: any Sendable]
 
 public protocol Tokenizer: Sendable {
-    func encode(text: String, addSpecialTokens: Bool) -> [Int]
+    func tokenize(text: String) -> [String]
+    func convertTokenToId(_ token: String) -> Int?
     func decode(tokens: [Int], skipSpecialTokens: Bool) -> String
     func convertIdToToken(_ id: Int) -> String?
 }
 
 public class PreTrainedTokenizer: @unchecked Sendable, Tokenizer {
     public required init(tokenizerConfig: Config, tokenizerData: Config, strict: Bool = true) throws {}
-    public func encode(text: String, addSpecialTokens: Bool = true) -> [Int] { fatalError() }
+    public func tokenize(text: String) -> [String] { fatalError() }
+    public func convertTokenToId(_ token: String) -> Int? { fatalError() }
     public func decode(tokens: [Int], skipSpecialTokens: Bool = false) -> String { fatalError() }
     public func convertIdToToken(_ id: Int) -> String? { fatalError() }
 }

@@ -15,13 +15,17 @@ struct HuggingFaceTokenizer: TextTokenizer {
     private let aliases: [String: String]
     private let controlIds: Set<Int>
     private let specialIds: Set<Int>
-    private let byteIds: Set<Int>
+    /// The byte that a token stands for, of tokenizers with byte fallback.
+    private let bytes: [Int: UInt8]
 
     /// - Parameter control: the tokens that count in templates alone; if none, those that the file calls special.
     /// - Throws: PocketError for a kind of tokenizer that is not known; what the library throws for a damaged file.
     init(folder: URL, control: [String]) throws {
-        let data = try HubApi.shared.configuration(fileURL: folder.appending(path: "tokenizer.json"))
-        let settings = try Self.settings(for: data)
+        let file = try HubApi.shared.configuration(fileURL: folder.appending(path: "tokenizer.json"))
+        try Self.checkKinds(of: file)
+        // What the post-processor adds to texts, templates here write themselves.
+        let data = Self.changing(file, "post_processor", to: nil)
+        let settings = Self.settings(for: data)
         let added = Self.addedTokens(of: data)
         specialIds = Set(added.filter(\.isSpecial).map(\.id))
         let names = Set(control.isEmpty ? added.filter(\.isSpecial).map(\.content) : control)
@@ -33,12 +37,14 @@ struct HuggingFaceTokenizer: TextTokenizer {
         )
         tokenizer = try PreTrainedTokenizer(tokenizerConfig: settings, tokenizerData: data)
         twin = try PreTrainedTokenizer(tokenizerConfig: settings, tokenizerData: Self.renaming(data, aliases))
-        byteIds = Self.byteIds(of: data)
+        bytes = Self.bytes(of: data)
     }
 
     func encode(_ segments: [Segment]) throws -> [Int] {
         let text = segments.map { $0.isTemplate ? renamed($0.text) : $0.text }.joined()
-        let tokens = twin.encode(text: text, addSpecialTokens: false)
+        // Not encode(text:): it traps on what the vocabulary lacks, and Roberta's processor adds tokens to every text.
+        // Hugging Face's own library leaves out what has neither a token nor a byte.
+        let tokens = twin.tokenize(text: text).compactMap { twin.convertTokenToId($0) }
         let written = segments.reduce(0) { $0 + ($1.isTemplate ? controlCount($1.text) : 0) }
         guard tokens.count(where: controlIds.contains) == written else {
             throw PocketError("this tokenizer cannot write a control token as plain text; take it out of the message")
@@ -47,7 +53,12 @@ struct HuggingFaceTokenizer: TextTokenizer {
     }
 
     func decode(_ tokens: [Int]) -> String {
-        tokens.isEmpty ? "" : tokenizer.decode(tokens: tokens, skipSpecialTokens: true)
+        let shown = tokens.filter { !specialIds.contains($0) }
+        let text = shown.prefix(shown.count - shown.reversed().prefix { bytes[$0] != nil }.count)
+        let last = shown.suffix(from: text.count).compactMap { bytes[$0] }
+        // The library's decoder for byte fallback drops the bytes that end a text.
+        let tail = String(validating: last, as: UTF8.self) ?? String(repeating: "\u{fffd}", count: last.count)
+        return (text.isEmpty ? "" : tokenizer.decode(tokens: Array(text), skipSpecialTokens: true)) + tail
     }
 
     func hasText(_ token: Int) -> Bool {
@@ -55,7 +66,7 @@ struct HuggingFaceTokenizer: TextTokenizer {
     }
 
     func isByte(_ token: Int) -> Bool {
-        byteIds.contains(token)
+        bytes[token] != nil
     }
 
     /// A template's text with the twin's names, the longest token first, as the library matches them.
@@ -107,33 +118,62 @@ struct HuggingFaceTokenizer: TextTokenizer {
             fields["content"] = Config(alias)
             return Config(fields)
         }
+        return changing(data, "added_tokens", to: Config(tokens))
+    }
+
+    private static func changing(_ data: Config, _ name: BinaryDistinctString, to value: Config?) -> Config {
         var fields = data.dictionary(or: [:])
-        fields["added_tokens"] = Config(tokens)
+        fields[name] = value
         return Config(fields)
+    }
+
+    /// The library ends the app where it meets a part that it does not know: refuse such a file before.
+    private static func checkKinds(of data: Config) throws {
+        // Of Unigram the library forgets the added tokens, and so those that templates write.
+        try checkKind(of: data["model"], "model", ["BPE"])
+        try checkKind(
+            of: data["normalizer"], "normalizer",
+            [
+                "Sequence", "Prepend", "Replace", "Lowercase", "NFD", "NFC", "NFKD", "NFKC", "Precompiled",
+                "StripAccents", "Strip", "BertNormalizer",
+            ])
+        try checkKind(
+            of: data["pre_tokenizer"], "pre-tokenizer",
+            [
+                "Sequence", "ByteLevel", "Punctuation", "Digits", "Split", "Whitespace", "WhitespaceSplit", "Metaspace",
+                "BertPreTokenizer",
+            ])
+        try checkKind(
+            of: data["decoder"], "decoder",
+            ["Sequence", "WordPiece", "ByteLevel", "Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"])
+    }
+
+    private static func checkKind(of part: Config, _ name: String, _ known: Set<String>) throws {
+        if let kind = part["type"].string(), !known.contains(kind) {
+            throw PocketError("this app does not know the tokenizer's \(name) \(kind); use another model to chat")
+        }
+        for list: BinaryDistinctString in ["normalizers", "pretokenizers", "decoders"] {
+            for inner in part[list].array(or: []) { try checkKind(of: inner, name, known) }
+        }
     }
 
     /// What the library wants to know besides tokenizer.json. It must do what the file says, no more: the class decides
     /// which model reads it, and cleaning up spaces would change the text that Python decodes.
-    private static func settings(for data: Config) throws -> Config {
-        let names = ["BPE": "PreTrainedTokenizer", "Unigram": "XLMRobertaTokenizer"]
-        let kind = data["model"]["type"].string(or: "none")
-        guard let name = names[kind] else {
-            throw PocketError(
-                "a tokenizer of the kind \(kind) is not known to this app; use a model with BPE or Unigram")
-        }
+    private static func settings(for data: Config) -> Config {
         var settings: [BinaryDistinctString: Config] = [
-            "tokenizer_class": Config(name), "clean_up_tokenization_spaces": Config(false),
+            "tokenizer_class": Config("PreTrainedTokenizer"), "clean_up_tokenization_spaces": Config(false),
         ]
         if let unknown = data["model"]["unk_token"].string() { settings["unk_token"] = Config(unknown) }
         return Config(settings)
     }
 
-    private static func byteIds(of data: Config) -> Set<Int> {
+    private static func bytes(of data: Config) -> [Int: UInt8] {
         let vocabulary = data["model"]["vocab"]
-        return Set(
-            (0..<256).compactMap { byte in
-                let digits = String(byte, radix: 16, uppercase: true)
-                return vocabulary[BinaryDistinctString("<0x\(byte < 16 ? "0" : "")\(digits)>")].integer()
-            })
+        let found = (0...UInt8.max).compactMap { byte -> (Int, UInt8)? in
+            let digits = String(byte, radix: 16, uppercase: true)
+            let name = BinaryDistinctString("<0x\(byte < 16 ? "0" : "")\(digits)>")
+            return vocabulary[name].integer().map { ($0, byte) }
+        }
+        return Dictionary(found, uniquingKeysWith: { first, _ in first })
     }
 }
