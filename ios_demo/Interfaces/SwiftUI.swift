@@ -51,6 +51,22 @@ extension App { @MainActor public static func main() {} }
     public var projectedValue: Binding<Value> { fatalError() }
 }
 
+@propertyWrapper @dynamicMemberLookup public struct Bindable<Value> {
+    public var wrappedValue: Value
+    public init(wrappedValue: Value) { self.wrappedValue = wrappedValue }
+    public var projectedValue: Bindable<Value> { self }
+    public subscript<Subject>(dynamicMember path: ReferenceWritableKeyPath<Value, Subject>) -> Binding<Subject> {
+        fatalError()
+    }
+}
+public enum ScenePhase: Comparable, Sendable { case background, inactive, active }
+public struct EnvironmentValues { public var scenePhase: ScenePhase { fatalError() } }
+@propertyWrapper public struct Environment<Value> {
+    public init(_ path: KeyPath<EnvironmentValues, Value>) {}
+    public var wrappedValue: Value { fatalError() }
+}
+public struct ScrollDismissesKeyboardMode { public static var interactively: Self { fatalError() } }
+
 public struct Text: PrimitiveView {
     public init<S: StringProtocol>(_ content: S) {}
 }

@@ -10,6 +10,8 @@ final class AppModel {
     private(set) var state = AppState.choosing(problem: nil)
     private(set) var contents = BundleLibrary.Contents(bundles: [], unusable: [])
     private(set) var lines: [ChatLine] = []
+    /// What the user is about to send; a question that could not be asked comes back here.
+    var draft = ""
     private(set) var report: Report
 
     private let library: BundleLibrary
@@ -112,7 +114,9 @@ final class AppModel {
 
     // MARK: Chat
 
-    func send(_ text: String) {
+    func send() {
+        let text = draft
+        draft = ""
         begin { await self.answer(text) }
     }
 
@@ -137,6 +141,7 @@ final class AppModel {
             state = .ready(loaded, .idle(problem: nil))
         } catch {
             if messages.last?.role == .user { messages.removeLast() }  // as if it had not been asked
+            giveBack(text)
             report.error = PocketError.line(for: error)
             state = .ready(loaded, .idle(problem: report.error))
         }
@@ -172,6 +177,17 @@ final class AppModel {
             messages.append(Message(.assistant, text))
         }
         if !lines.isEmpty { lines[lines.count - 1].note = note(pieces.last?.end) }
+    }
+
+    /// After an error: the question is the draft again, and an answer that has not begun is gone.
+    private func giveBack(_ text: String) {
+        if draft.isEmpty { draft = text }
+        guard let last = lines.last, last.role == .assistant, last.note == nil else { return }
+        if last.text.isEmpty {
+            lines.removeLast(2)
+        } else {
+            lines[lines.count - 1].note = "Stopped by an error."
+        }
     }
 
     private func note(_ end: Piece.End?) -> String {

@@ -3,10 +3,9 @@ import SwiftUI
 
 /// The conversation, streamed as the model writes it.
 struct ChatView: View {
-    let model: AppModel
+    @Bindable var model: AppModel
     let loaded: LoadedBundle
     let activity: Activity
-    @State private var draft = ""
 
     var body: some View {
         VStack(spacing: 0) {
@@ -38,7 +37,7 @@ struct ChatView: View {
 
     private var entry: some View {
         HStack(alignment: .bottom) {
-            TextField("Message", text: $draft, axis: .vertical)
+            TextField("Message", text: $model.draft, axis: .vertical)
                 .lineLimit(1...6)
                 .textFieldStyle(.roundedBorder)
                 .accessibilityIdentifier("message")
@@ -46,19 +45,14 @@ struct ChatView: View {
                 Button("Stop", systemImage: "stop.circle.fill") { model.stop() }
                     .accessibilityIdentifier("stop")
             } else {
-                Button("Send", systemImage: "arrow.up.circle.fill", action: send)
-                    .disabled(!activity.isIdle || draft.allSatisfy(\.isWhitespace))
+                Button("Send", systemImage: "arrow.up.circle.fill", action: model.send)
+                    .disabled(!activity.isIdle || model.draft.allSatisfy(\.isWhitespace))
                     .accessibilityIdentifier("send")
             }
         }
         .labelStyle(.iconOnly)
         .imageScale(.large)
         .padding()
-    }
-
-    private func send() {
-        model.send(draft)
-        draft = ""
     }
 }
 
