@@ -9,6 +9,23 @@ import Foundation
     public var batteryLevel: Float { fatalError() }
 }
 
+@MainActor public class UIApplication {
+    public class var shared: UIApplication { fatalError() }
+    public var isIdleTimerDisabled = false
+}
+
+public final class NSFileCoordinator {
+    public struct ReadingOptions: OptionSet, Sendable {
+        public let rawValue: UInt
+        public init(rawValue: UInt) { self.rawValue = rawValue }
+    }
+    public init() {}
+    public func coordinate(
+        readingItemAt url: URL, options: ReadingOptions = [], error: UnsafeMutablePointer<NSError?>?,
+        byAccessor reader: (URL) -> Void
+    ) {}
+}
+
 extension ProcessInfo {
     public enum ThermalState: Int { case nominal, fair, serious, critical }
     public var thermalState: ThermalState { fatalError() }

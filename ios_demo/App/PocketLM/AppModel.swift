@@ -2,6 +2,7 @@ import Foundation
 import Observation
 import PocketCore
 import PocketCoreML
+import UIKit  // Interfaces/ has NSFileCoordinator there
 
 /// The app's state, and everything that changes it.
 @MainActor
@@ -50,8 +51,12 @@ final class AppModel {
 
     // MARK: Bundles
 
-    func importBundle(from url: URL) {
-        begin { await self.importNow(from: url) }
+    /// Import what the user has chosen in Files, or say why nothing came.
+    func importBundle(from chosen: Result<URL, any Error>) {
+        switch chosen {
+        case .success(let url): begin { await self.importNow(from: url) }
+        case .failure(let error): state = .choosing(problem: PocketError.line(for: error))
+        }
     }
 
     /// Import the small bundle that comes with the app: its weights are random, it shows that everything works.
@@ -84,17 +89,29 @@ final class AppModel {
         state = .opening(title: "Importing \(url.lastPathComponent)", share: nil)
         let (library, report) = (library, progress())
         do {
-            // Copying blocks: not on the main thread.
-            try await Task.detached {
-                let isScoped = url.startAccessingSecurityScopedResource()
-                defer { if isScoped { url.stopAccessingSecurityScopedResource() } }
-                try library.importBundle(from: url) { report("Checking the copy", $0) }
-            }.value
+            try await Self.copy(url, into: library) { report("Checking the copy", $0) }
+            state = .choosing(problem: nil)
+        } catch is CancellationError {
             state = .choosing(problem: nil)
         } catch {
             state = .choosing(problem: PocketError.line(for: error))
         }
         refresh()
+    }
+
+    /// Copying blocks: not on the main thread. Coordinated, so that iCloud and the like fetch the files first.
+    private nonisolated static func copy(
+        _ url: URL, into library: BundleLibrary, progress: @Sendable (Double) -> Void
+    ) async throws {
+        let isScoped = url.startAccessingSecurityScopedResource()
+        defer { if isScoped { url.stopAccessingSecurityScopedResource() } }
+        var problem: NSError?
+        var result: Result<BundleFolder, any Error>?
+        NSFileCoordinator().coordinate(readingItemAt: url, error: &problem) { readable in
+            result = Result { try library.importBundle(from: readable, progress: progress) }
+        }
+        if let problem { throw problem }
+        _ = try result?.get()
     }
 
     private func openNow(_ bundle: BundleFolder, _ target: Target) async {

@@ -35,8 +35,8 @@ struct LibraryView: View {
             }
             .navigationTitle("pocketlm")
             .refreshable { await model.refresh() }
-            .fileImporter(isPresented: $isImporting, allowedContentTypes: [.folder]) { result in
-                if case .success(let url) = result { model.importBundle(from: url) }
+            .fileImporter(isPresented: $isImporting, allowedContentTypes: [.folder]) {
+                model.importBundle(from: $0)
             }
         }
     }
