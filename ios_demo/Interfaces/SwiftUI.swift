@@ -185,7 +185,7 @@ public enum TitleDisplayMode { case automatic, inline, large }
 public enum ImageScale { case small, medium, large }
 
 extension View {
-    public func task(_ action: @escaping @Sendable () async -> Void) -> some View { self }
+    public func task(@_inheritActorContext _ action: @escaping @Sendable () async -> Void) -> some View { self }
     public func padding() -> some View { self }
     public func padding(_ length: Double) -> some View { self }
     public func font(_ font: Font?) -> some View { self }
@@ -209,6 +209,10 @@ extension View {
     public func monospacedDigit() -> some View { self }
     public func textSelection<S: TextSelectability>(_ selectability: S) -> some View { self }
     public func defaultScrollAnchor(_ anchor: UnitPoint?) -> some View { self }
+    public func scrollDismissesKeyboard(_ mode: ScrollDismissesKeyboardMode) -> some View { self }
+    public func onChange<V: Equatable>(
+        of value: V, initial: Bool = false, _ action: @escaping () -> Void
+    ) -> some View { self }
     public func accessibilityIdentifier(_ identifier: String) -> some View { self }
     public func accessibilityLabel<S: StringProtocol>(_ label: S) -> some View { self }
     public func accessibilityElement(children: AccessibilityChildBehavior) -> some View { self }

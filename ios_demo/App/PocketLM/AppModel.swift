@@ -18,6 +18,7 @@ final class AppModel {
     private let library: BundleLibrary
     private let engine = Engine()
     private let opener: BundleOpener
+    private var isStarted = false
     private var messages: [Message] = []
     private var work: Task<Void, Never>?
     private var sampling = Sampling(temperature: 0.7, topP: 0.95)
@@ -30,12 +31,14 @@ final class AppModel {
     }
 
     /// The app has come up: look for bundles, and do what the program that started the app asks for.
-    func start(arguments: [String]) async {
+    func start(arguments: [String]) {
+        guard !isStarted else { return }  // the window has come back: an import may be under way
+        isStarted = true
         library.removePartial()
         refresh()
         do {
             let asked = try LaunchArguments(arguments)
-            if asked.bundle != nil || asked.usesSample { await run(asked) }
+            if asked.bundle != nil || asked.usesSample { begin { await self.run(asked) } }
         } catch {
             state = .choosing(problem: PocketError.line(for: error))
         }
@@ -117,12 +120,14 @@ final class AppModel {
     private func openNow(_ bundle: BundleFolder, _ target: Target) async {
         state = .opening(title: "Opening \(bundle.manifest.name)", share: nil)
         report = Report(device: Device.description)
-        let (opener, progress) = (opener, progress())
         do {
             try report.name(bundle)
-            let loaded = try await Task.detached { try await opener.open(bundle, target, report: progress) }.value
+            let loaded = try await opener.open(bundle, target, report: progress())
             (lines, messages) = ([], [])
             state = .ready(loaded, .idle(problem: nil))
+        } catch is CancellationError {
+            report.error = "opening was stopped"
+            state = .choosing(problem: nil)
         } catch {
             report.error = PocketError.line(for: error)
             state = .choosing(problem: report.error)
@@ -139,6 +144,11 @@ final class AppModel {
 
     func stop() {
         work?.cancel()
+    }
+
+    /// Nobody sees the app: iOS suspends it and lets it have no GPU, so that times would be wrong and answers fail.
+    func enterBackground() {
+        if case .ready(_, let activity) = state, !activity.isIdle { stop() }
     }
 
     func forget() {
@@ -249,7 +259,8 @@ final class AppModel {
             try await body(loaded)
             state = .ready(loaded, .idle(problem: nil))
         } catch is CancellationError {
-            state = .ready(loaded, .idle(problem: "\(title) was stopped"))
+            report.error = "\(title) was stopped"
+            state = .ready(loaded, .idle(problem: report.error))
         } catch {
             report.error = PocketError.line(for: error)
             state = .ready(loaded, .idle(problem: report.error))
@@ -318,6 +329,7 @@ final class AppModel {
         let before = work
         work = Task {
             await before?.value
+            report.error = nil  // of what was asked for before
             await body()
         }
     }

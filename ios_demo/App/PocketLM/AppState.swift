@@ -7,6 +7,15 @@ enum AppState {
     /// A bundle is imported, checked or loaded; the share is nil where it cannot be told.
     case opening(title: String, share: Double?)
     case ready(LoadedBundle, Activity)
+
+    /// Whether something runs that takes its time.
+    var isBusy: Bool {
+        switch self {
+        case .choosing: false
+        case .opening: true
+        case .ready(_, let activity): !activity.isIdle
+        }
+    }
 }
 
 /// What a loaded model is doing.

@@ -58,6 +58,7 @@ struct BundleOpener: Sendable {
         case .coreml:
             report("Compiling the model for this iPhone", nil)
             let compiled = try await packages.compiled(bundle)
+            try Task.checkCancellation()
             report("Loading the model", nil)
             let seconds = try await engine.load {
                 try CoreMLModel(

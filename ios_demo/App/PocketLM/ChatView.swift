@@ -33,6 +33,7 @@ struct ChatView: View {
             .padding()
         }
         .defaultScrollAnchor(.bottom)
+        .scrollDismissesKeyboard(.interactively)  // Return starts a new line, and the keyboard covers the tabs
     }
 
     private var entry: some View {

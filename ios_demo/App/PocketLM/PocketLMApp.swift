@@ -1,4 +1,5 @@
 import SwiftUI
+import UIKit
 
 @main
 struct PocketLMApp: App {
@@ -7,7 +8,7 @@ struct PocketLMApp: App {
     var body: some Scene {
         WindowGroup {
             RootView(model: model)
-                .task { await model.start(arguments: Array(ProcessInfo.processInfo.arguments.dropFirst())) }
+                .task { model.start(arguments: Array(ProcessInfo.processInfo.arguments.dropFirst())) }
         }
     }
 }
@@ -15,13 +16,25 @@ struct PocketLMApp: App {
 /// One screen for each state.
 struct RootView: View {
     let model: AppModel
+    @Environment(\.scenePhase) private var phase
 
     var body: some View {
+        screen
+            // The screen's lock would suspend a benchmark of five minutes, or an import.
+            .onChange(of: model.state.isBusy, initial: true) {
+                UIApplication.shared.isIdleTimerDisabled = model.state.isBusy
+            }
+            .onChange(of: phase) {
+                if phase == .background { model.enterBackground() }
+            }
+    }
+
+    @ViewBuilder private var screen: some View {
         switch model.state {
         case .choosing(let problem):
             LibraryView(model: model, problem: problem)
         case .opening(let title, let share):
-            ProgressScreen(title: title, share: share)
+            ProgressScreen(title: title, share: share) { model.stop() }
         case .ready(let loaded, let activity):
             BundleView(model: model, loaded: loaded, activity: activity)
         }
@@ -32,6 +45,7 @@ struct RootView: View {
 struct ProgressScreen: View {
     let title: String
     let share: Double?
+    let cancel: @MainActor () -> Void
 
     var body: some View {
         VStack(spacing: 16) {
@@ -39,6 +53,8 @@ struct ProgressScreen: View {
                 Text(title)
             }
             .accessibilityIdentifier("progress")
+            Button("Cancel", action: cancel)
+                .accessibilityIdentifier("cancel")
         }
         .padding()
     }
