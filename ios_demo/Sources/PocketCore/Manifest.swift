@@ -73,7 +73,7 @@ public struct Manifest: Decodable, Equatable, Sendable {
 
     private static func checkVersion(_ container: KeyedDecodingContainer<CodingKeys>) throws {
         let number = try? container.decode(Int.self, forKey: .schemaVersion)
-        if let number, number <= schemaVersion { return }
+        if let number, (1...schemaVersion).contains(number) { return }
         let found = try number.map(String.init) ?? container.decode(String.self, forKey: .schemaVersion)
         throw PocketError(
             "\(fileName) has schema version \(found), this app reads up to \(schemaVersion); update the app")
