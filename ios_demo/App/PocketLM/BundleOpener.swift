@@ -13,6 +13,7 @@ struct BundleOpener: Sendable {
         _ bundle: BundleFolder, _ target: Target, report: @escaping @Sendable (String, Double?) -> Void
     ) async throws -> LoadedBundle {
         await engine.unload()
+        keepOutOfBackups(bundle.url)
         try MemoryNeed(bundle, target).check(availableBytes: Device.availableMemoryBytes)
         try bundle.check(target) { report("Checking the files", $0) }
         let load = try await loadModel(bundle, target, report)
@@ -48,6 +49,14 @@ struct BundleOpener: Sendable {
             try await ComputePlan.load(compiled: compiled, function: "decode", units: units),
             try await ComputePlan.load(compiled: compiled, function: "prefill", units: units),
         ]
+    }
+
+    /// Gigabytes that anybody can copy again are nothing for iCloud; Apple's data storage guidelines ask for this.
+    private func keepOutOfBackups(_ folder: URL) {
+        var folder = folder
+        var values = URLResourceValues()
+        values.isExcludedFromBackup = true
+        try? folder.setResourceValues(values)  // a larger backup is no reason not to open the bundle
     }
 
     private func loadModel(
