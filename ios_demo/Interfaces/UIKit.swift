@@ -14,6 +14,11 @@ import Foundation
     public var isIdleTimerDisabled = false
 }
 
+public enum UIAccessibility {
+    public struct Notification: Sendable { public static let announcement = Notification() }
+    @MainActor public static func post(notification: Notification, argument: Any?) {}
+}
+
 public final class NSFileCoordinator {
     public struct ReadingOptions: OptionSet, Sendable {
         public let rawValue: UInt

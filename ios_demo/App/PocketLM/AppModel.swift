@@ -2,7 +2,7 @@ import Foundation
 import Observation
 import PocketCore
 import PocketCoreML
-import UIKit  // Interfaces/ has NSFileCoordinator there
+import UIKit
 
 /// The app's state, and everything that changes it.
 @MainActor
@@ -165,11 +165,13 @@ final class AppModel {
             let pieces = try await stream(request, chat.tokenizer)
             report.answer = AnswerReport(pieces)
             finish(pieces)
+            announce(lines.last?.text ?? "")
             state = .ready(loaded, .idle(problem: nil))
         } catch {
             if messages.last?.role == .user { messages.removeLast() }  // as if it had not been asked
             giveBack(text)
             report.error = PocketError.line(for: error)
+            announce("Problem: \(PocketError.line(for: error))")
             state = .ready(loaded, .idle(problem: report.error))
         }
     }
@@ -227,6 +229,11 @@ final class AppModel {
             }
         let speed = end?.timing.decodeTokensPerSecond.map { "\(Int($0.rounded())) tokens/s" }
         return reason + (speed ?? "")
+    }
+
+    /// VoiceOver does not read by itself what changes elsewhere on the screen.
+    private func announce(_ text: String) {
+        UIAccessibility.post(notification: .announcement, argument: text)
     }
 
     private func add(_ role: Role, _ text: String) {
