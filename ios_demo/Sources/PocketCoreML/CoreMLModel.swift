@@ -77,6 +77,7 @@
                 position += taken
                 left = left.dropFirst(taken)
                 if left.isEmpty { return logits }
+                try Task.checkCancellation()
             }
         }
 

@@ -8,6 +8,8 @@
     public final class ExecuTorchModel: LanguageModel {
         private static let file = "model.pte"
         private static let forward = "forward"
+        /// More in one call would take more working memory and be no faster (runtimes/executorch_session.py).
+        private static let prefillTokens = 512
 
         public let context: Int
         public let vocabularySize: Int
@@ -28,7 +30,7 @@
             module = Module(filePath: path, loadMode: .mmap)
             try module.load(Self.forward)
             context = try Self.ask(module, "get_max_context_len")
-            most = try Self.ask(module, "get_max_seq_len")
+            most = min(try Self.ask(module, "get_max_seq_len"), Self.prefillTokens)
             vocabularySize = try Self.ask(module, "get_vocab_size")
         }
 
@@ -54,6 +56,7 @@
                 position += taken.count
                 left = left.dropFirst(taken.count)
                 if left.isEmpty { return logits }
+                try Task.checkCancellation()
             }
         }
 
