@@ -113,8 +113,12 @@ class CoreMLOps:
         weight, bias = self._variable(name), None
         if bias_of(self._constants.weights, name) is not None:
             bias = self._variable(name.removesuffix("weight") + "bias")
-        if not self._wide(name):
+        if not self._wide(name) and (bias is None or bias.dtype == weight.dtype):
             return mb.linear(x=x, weight=weight, bias=bias or self._zeros(weight), name=output)
+        if not self._wide(name):  # formats are mixed, and an operation takes one
+            return mb.add(
+                x=mb.linear(x=x, weight=weight, bias=self._zeros(weight), name=output), y=bias, name=output + "_biased"
+            )
         wide = mb.linear(x=mb.cast(x=x, dtype="fp32"), weight=weight, bias=self._zeros(weight), name=output + "_fp32")
         narrow = mb.cast(x=wide, dtype="fp16", name=output)
         return narrow if bias is None else mb.add(x=narrow, y=bias, name=output + "_biased")

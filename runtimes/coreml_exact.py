@@ -36,7 +36,7 @@ def interpret(interpreter: Interpreter, tokens: list[int], wanted: Sequence[str]
     So a padded chunk is followed by tokens that would see what padding has left behind, and both functions must agree
     about the cache. Of a flexible package the one function takes all parts.
     """
-    context = int(interpreter.package.metadata["pocketlm.context"])
+    context = interpreter.package.number("pocketlm.context")
     if len(tokens) > context:
         raise InputError(f"{len(tokens)} tokens do not fit the package's context of {context}")
     state = interpreter.new_state()

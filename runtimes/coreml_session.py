@@ -91,12 +91,12 @@ class CoreMLSession:
         self._predict = predict
         self._make_state = make_state
         try:
-            self._context = int(package.metadata["pocketlm.context"])
-            self._vocab_size = int(package.metadata["pocketlm.vocabulary"])
+            self._context = package.number("pocketlm.context")
+            self._vocab_size = package.number("pocketlm.vocabulary")
             shapes = _input_shapes(package)
             self._chunk = shapes["prefill"][1] if "prefill" in shapes else 0
             self._slots = _cache_slots(package)
-        except (KeyError, IndexError, ValueError) as error:
+        except (KeyError, IndexError, ValueError, StopIteration) as error:
             raise InputError(f"{package.path}: not a package that pocketlm wrote ({error} is missing)") from error
         self._fixed = "decode" in shapes
         self.reset()

@@ -3,7 +3,7 @@
 {"schema_version": 1, "kind": "device", "device": {"platform", "model", "system", "abi", "cores", "memory_bytes"},
  "bundle": {"name", "manifest_sha256"}, "error": text or absent,
  "verify": {target: {"kl": nats, absent if it is no number, "tolerance_kl", "passed", "positions", "seconds", and from
-            Android "arithmetic", the entry of golden.json that its core computes as}},
+            Android "arithmetic", the entry of golden.json that its core computes as, if not the target itself}},
  "bench": {"prompt_tokens", "new_tokens", "threads", "targets": {target: as of `pocketlm bench`, and "runtime",
            "before", "after" and "sustained": readings of battery current, temperature, thermal status}}}
 """

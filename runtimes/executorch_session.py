@@ -137,7 +137,7 @@ class ExecuTorchSession:
         path = folder / MODEL_FILE
         if not path.is_file():
             raise InputError(f"{path} is missing; export the model again with --to executorch")
-        check_program(path)
+        held = check_program(path)
         self._torch, runtime = import_executorch()
         with _quiet():
             _start_pool(threads)
@@ -149,12 +149,17 @@ class ExecuTorchSession:
                 self._context = self._ask("get_max_context_len")
                 self._most = min(self._ask("get_max_seq_len"), PREFILL_TOKENS)
                 self._vocab_size = self._ask("get_vocab_size")
-            except RuntimeError as error:
-                reason = str(error).strip().splitlines()[0]
+            except (RuntimeError, IndexError, TypeError, ValueError) as error:
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 raise InputError(
                     f"{path}: {version()} cannot load it, it is damaged or made for another version; "
                     f"export the model again ({reason})"
                 ) from error
+        if not 0 < self._most <= self._context == (held or self._context) or self._vocab_size < 1:
+            raise InputError(
+                f"{path}: says {self._context} tokens of context, {self._most} a call and {self._vocab_size} logits, "
+                f"and its caches hold {held}; export the model again"
+            )
         self._position = 0
 
     def _ask(self, name: str) -> int:

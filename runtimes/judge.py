@@ -245,7 +245,7 @@ def runtime_limit(runtime: Error, limits: Mapping[str, float]) -> float:
 
 
 def find_failures(errors: _Errors, limits: Mapping[str, float]) -> tuple[str, ...]:
-    """One line for each limit that is exceeded; a value that is not a number exceeds every limit."""
+    """One line for each limit that is exceeded; a value that is no finite number exceeds every limit."""
     checks = [("runtime: KL", errors.runtime.kl, runtime_limit(errors.runtime, limits))]
     if errors.conversion is not None:
         largest = (errors.conversion.max_abs_logit or 0.0) / max(errors.logit_spread, 1e-9)
@@ -261,4 +261,10 @@ def find_failures(errors: _Errors, limits: Mapping[str, float]) -> tuple[str, ..
         error: Error | None = getattr(errors, name)
         if error is not None:
             checks.append((f"{name}: KL", error.kl, limits[f"{name}.kl"]))
-    return tuple(f"{what} {value:.3g} exceeds {limit:.3g}" for what, value, limit in checks if not value <= limit)
+    return tuple(
+        f"{what} {value:.3g} exceeds {limit:.3g}"
+        if np.isfinite(value)
+        else f"{what} is no finite number: something overflows"
+        for what, value, limit in checks
+        if not (value <= limit and np.isfinite(value))
+    )

@@ -92,6 +92,9 @@ class MilPackage:
         tools = import_coremltools()
         if not path.is_dir():
             raise InputError(f"{path} is missing; export the model again with --to coreml")
+        for part in (path, *path.rglob("*")):  # a pipe would never end, and a link may lead anywhere
+            if part.is_symlink() or not (part.is_dir() or part.is_file()):
+                raise InputError(f"{part}: is no ordinary file; export the model again")
         try:
             _check_manifest(path / "Manifest.json")
             self.spec: Any = tools.utils.load_spec(str(path))
@@ -111,6 +114,13 @@ class MilPackage:
     def metadata(self) -> Mapping[str, str]:
         """What the package says about itself."""
         return dict(self.spec.description.metadata.userDefined)
+
+    def number(self, key: str) -> int:
+        """A number of the metadata; raises InputError if it is none."""
+        text = self.metadata.get(key, "")
+        if not text.isdecimal():
+            raise InputError(f"{self.path}: its metadata has no number {key}; export the model again")
+        return int(text)
 
     @property
     def weights_path(self) -> Path:

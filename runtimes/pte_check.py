@@ -35,8 +35,8 @@ _INPUT = 1  # a flag of XNNPACK's values
 _BITS = {"fp32": 32, "fp16": 16, "qcint8": 8, "qbint4": 4}
 
 
-def check_program(path: Path) -> None:
-    """Raise InputError unless every method of the file is one that native code can be trusted with."""
+def check_program(path: Path) -> int | None:
+    """Tokens that the caches hold; raises InputError unless native code can be trusted with all of the file."""
     with reading(path):
         pte = Pte(path)
         PteFlow(pte)  # every operation has its inputs, and none has no business there
@@ -46,6 +46,7 @@ def check_program(path: Path) -> None:
             _check_plan(pte, plan)
         for index in range(len(pte.plan["delegates"])):
             _check_graph(pte.graph(index))
+        return cache_length(pte)
 
 
 def _must(fact: bool, what: object) -> None:
@@ -58,6 +59,7 @@ def _check_plan(pte: Pte, plan: Mapping[str, Any]) -> None:
     for tensor in values:
         if tensor["type"] == "Tensor":
             _check_tensor(pte, plan, tensor)
+    check_caches(plan)
     for index in (*plan["inputs"], *plan["outputs"]):
         _must(0 <= index < len(values), f"no value {index}")
     for chain in plan["chains"]:
@@ -94,6 +96,48 @@ def _check_tensor(pte: Pte, plan: Mapping[str, Any], tensor: Mapping[str, Any]) 
         offset = place["memory_offset_low"] + (place["memory_offset_high"] << 32)
         room = plan["non_const_buffer_sizes"][place["memory_id"]]
         _must(place["memory_id"] > 0 and offset % 16 == 0 and offset + size <= room, f"a tensor placed at {offset}")
+
+
+def check_caches(plan: Mapping[str, Any]) -> None:
+    """What a cache holds from call to call lies in memory that no other tensor uses, and all caches have one length."""
+    calls = [call["instr_args"] for chain in plan["chains"] for call in chain["instructions"]]
+    names = [operator["name"] for operator in plan["operators"]]
+    updates = [
+        call for call in calls if call["type"] == "KernelCall" and names[call["op_index"]] == "llama::update_cache"
+    ]
+    caches = {call["args"][1] for call in updates}
+    tensors = {index: value["val"] for index, value in enumerate(plan["values"]) if value["val"]["type"] == "Tensor"}
+    _must(caches <= tensors.keys(), "a cache that is no tensor")
+    places = {index: _place(tensor) for index, tensor in tensors.items() if tensor["allocation_info"] is not None}
+    # An output of an operation that works in place is the cache itself.
+    for cache in caches & places.keys():
+        memory, start, end = places[cache]
+        for index, (other, first, last) in places.items():
+            same = other == memory and (first, last) == (start, end) and index not in caches
+            _must(
+                index == cache or same or other != memory or last <= start or end <= first,
+                "a cache in another's memory",
+            )
+    lengths = {tensors[cache]["sizes"][1] for cache in caches}
+    _must(len(lengths) <= 1, f"caches of {sorted(lengths)} tokens")
+
+
+def _place(tensor: Mapping[str, Any]) -> tuple[int, int, int]:
+    """(memory, first byte, byte behind the last)."""
+    info = tensor["allocation_info"]
+    offset = info["memory_offset_low"] + (info["memory_offset_high"] << 32)
+    size = int(np.prod(tensor["sizes"], dtype=object)) * np.dtype(DTYPES[tensor["scalar_type"]]).itemsize
+    return info["memory_id"], offset, offset + size
+
+
+def cache_length(pte: Pte) -> int | None:
+    """Tokens that the caches of a checked program hold; None if it has none."""
+    plan = pte.plan
+    for chain in plan["chains"]:
+        for call in (instruction["instr_args"] for instruction in chain["instructions"]):
+            if call["type"] == "KernelCall" and plan["operators"][call["op_index"]]["name"] == "llama::update_cache":
+                return int(plan["values"][call["args"][1]]["val"]["sizes"][1])
+    return None
 
 
 def _check_graph(graph: Graph) -> None:

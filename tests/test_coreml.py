@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from coreml_models import CHUNK, CONTEXT, FUNCTIONS, RECIPES, blob, edit, model, operation, package, source, token_ids
-from pocketlm.errors import InputError
+from pocketlm.errors import InputError, ParityError
 from pocketlm.export import apple
 from pocketlm.export.bundle import fingerprint
 from pocketlm.export.decoder import decoder
@@ -15,6 +15,7 @@ from pocketlm.export.to_coreml import write_coreml
 from pocketlm.export.to_torch import TorchOps, reference_logits
 from pocketlm.quantize.store import pack_int4
 from pocketlm.quantize.tensor import QuantizedTensor
+from pocketlm.runtimes.build import export
 from pocketlm.runtimes.coreml_exact import interpreted_logits
 from pocketlm.runtimes.coreml_lint import BLOCKS, FLEXIBLE, RANK, STATE_SHAPE, STATE_SIZE, WIDTH, lint
 from pocketlm.runtimes.coreml_session import PACKAGE, open_coreml
@@ -22,6 +23,8 @@ from pocketlm.runtimes.coreml_target import COREML
 from pocketlm.runtimes.identity import check_identity
 from pocketlm.runtimes.mil_interpreter import Interpreter
 from pocketlm.runtimes.mil_package import MilPackage
+from safetensors.numpy import load_file, save_file
+from tiny import tiny_llama
 
 FLEXIBLE_ONLY = (apple.FLEXIBLE,)
 ALL = (*FUNCTIONS, apple.FLEXIBLE)
@@ -284,3 +287,20 @@ def test_an_unknown_operation_is_named(tmp_path):
     edit(tmp_path, change)
     with pytest.raises(InputError, match="operation relu"):
         open_coreml(tmp_path).run([3])
+
+
+def test_a_model_that_overflows_fp16_is_not_exported(tmp_path):
+    """Infinite on both sides is no agreement."""
+    folder = tiny_llama(tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.0.mlp.down_proj.weight"] *= 3e5
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ParityError, match="no finite number: something overflows"):
+        export(str(folder), tmp_path / "b", to=["coreml"], recipe="int4-rtn", context=64)
+
+
+def test_formats_may_be_mixed_where_there_are_biases(tmp_path):
+    folder = tiny_llama(tmp_path / "model", attention_bias=True, mlp_bias=True)
+    recipe = tmp_path / "mixed.toml"
+    recipe.write_text('base = "fp32"\n[overrides]\n"model.layers.0.self_attn.v_proj.weight" = { kind = "fp16" }\n')
+    assert export(str(folder), tmp_path / "b", to=["coreml"], recipe=str(recipe), context=64).certificate.passed

@@ -14,6 +14,7 @@ from pocketlm.export.executorch_graph import Kernel
 from pocketlm.export.to_executorch import write_executorch
 from pocketlm.quantize.tensor import QuantizedTensor
 from pocketlm.runtimes.identity import check_identity
+from pocketlm.runtimes.pte_check import check_caches
 from pocketlm.runtimes.pte_file import Pte
 from pocketlm.runtimes.pte_reader import read_back
 from pocketlm.runtimes.pte_report import inspect_pte
@@ -316,3 +317,28 @@ def test_every_kernel_has_a_signature():
     from pocketlm.runtimes.pte_check import SIGNATURES
 
     assert set(SIGNATURES) == set(KERNELS)
+
+
+def cache_tensors(plan):
+    """The caches' tensors, in the order in which they are written."""
+    calls = [call["instr_args"] for chain in plan["chains"] for call in chain["instructions"]]
+    names = [operator["name"] for operator in plan["operators"]]
+    updates = [c for c in calls if c["type"] == "KernelCall" and names[c["op_index"]] == "llama::update_cache"]
+    return [plan["values"][call["args"][1]]["val"] for call in updates]
+
+
+def test_caches_in_each_others_memory(pte):
+    plan = Pte(pte).plan
+    check_caches(plan)
+    first, second = cache_tensors(plan)[:2]
+    place = first["allocation_info"]["memory_offset_low"]
+    second["allocation_info"]["memory_offset_low"] = place + 4 * int(np.prod(first["sizes"])) - 64
+    with pytest.raises(ValueError, match="a cache in another's memory"):
+        check_caches(plan)
+
+
+def test_caches_of_different_lengths(pte):
+    plan = Pte(pte).plan
+    cache_tensors(plan)[1]["sizes"][1] -= 8
+    with pytest.raises(ValueError, match="caches of"):
+        check_caches(plan)

@@ -20,7 +20,7 @@ class ExecuTorchRuntime private constructor(private val module: Module) : LlmRun
         private set
 
     private val vocabSize = ask("get_vocab_size")
-    private val most = ask("get_max_seq_len") // tokens that one call takes
+    private val most = minOf(ask("get_max_seq_len"), 512) // tokens of one call: its working memory grows with them
     private val logits = FloatArray(vocabSize)
 
     private fun ask(method: String): Int = module.execute(method)[0].toInt().toInt()

@@ -35,7 +35,7 @@ data class Results(
     private fun verifyJson(replay: Replay) = jsonOf(
         // JSON has no infinity: a KL that is no number is left out, and the replay did not pass.
         "kl" to replay.kl.takeIf { it.isFinite() }, "tolerance_kl" to replay.toleranceKl, "passed" to replay.passed,
-        "positions" to replay.positions, "seconds" to replay.seconds, "arithmetic" to replay.arithmetic,
+        "positions" to replay.positions, "seconds" to replay.seconds, "arithmetic" to replay.arithmetic.takeIf { it != replay.target },
     )
 
     private fun benchJson(settings: BenchSettings) = jsonOf(
