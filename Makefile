@@ -77,7 +77,7 @@ quality: $(VENV)/.installed-dev
 ONNX_BUNDLE := out/$(MODEL)-onnx
 $(ONNX_BUNDLE)/pocketlm.json: | $(VENV)/.installed-dev
 	$(BIN)/pocketlm fetch $(MODEL)
-	$(BIN)/pocketlm export $(MODEL) -o $(ONNX_BUNDLE) --to onnx --overwrite
+	$(BIN)/pocketlm export $(MODEL) -o $(ONNX_BUNDLE) --recipe int4-rtn --to onnx --overwrite
 
 android-test: $(ONNX_BUNDLE)/pocketlm.json
 	cd android_demo && mvn -q -B test
