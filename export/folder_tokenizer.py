@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import InputError
 from .reading import json_bytes, read_json_object
+from .sentencepiece_model import convert_sentencepiece
 
 _GENERATION_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -15,17 +16,22 @@ _GENERATION_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 def read_tokenizer_files(folder: Path, config: Mapping[str, Any]) -> dict[str, bytes]:
     """Content by file name: tokenizer.json, tokenizer_config.json, generation_config.json, chat_template.jinja.
 
-    The chat template is left out if the model has none. Raises InputError if there is no tokenizer.json, a file is
-    not valid, or the tokenizer needs code of its own.
+    The chat template is left out if the model has none. Where there is no tokenizer.json, it is made from
+    SentencePiece's tokenizer.model, which is then among the files too. Raises InputError if there is neither, a file
+    is not valid, or the tokenizer needs code of its own.
     """
-    if not (folder / "tokenizer.json").is_file():
+    settings = _settings(folder)
+    if (folder / "tokenizer.json").is_file():
+        read_json_object(folder / "tokenizer.json")  # for its errors
+        files = {"tokenizer.json": (folder / "tokenizer.json").read_bytes()}
+    elif (folder / "tokenizer.model").is_file():
+        content, settings = convert_sentencepiece(folder, settings)
+        files = {"tokenizer.json": content.encode(), "tokenizer.model": (folder / "tokenizer.model").read_bytes()}
+    else:
         raise InputError(
-            f"{folder}: has no tokenizer.json; write one with transformers: "
+            f"{folder}: has neither tokenizer.json nor tokenizer.model; write one with transformers: "
             "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
         )
-    read_json_object(folder / "tokenizer.json")  # for its errors
-    files = {"tokenizer.json": (folder / "tokenizer.json").read_bytes()}
-    settings = _settings(folder)
     files["tokenizer_config.json"] = json_bytes(settings)
     template = _chat_template(folder, settings)
     if template is not None:

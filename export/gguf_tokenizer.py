@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from .reading import json_bytes
+from .sentencepiece_tokenizer import NORMAL, Pieces, add_template, add_tokens, build_sentencepiece
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    from tokenizers import Tokenizer, pre_tokenizers
 
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4  # tokenizer.ggml.token_type
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORDS_AND_LINES = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -113,10 +113,10 @@ def recover_tokenizer(fields: Mapping[str, Any]) -> dict[str, bytes]:
         begins_with_bos = True
     else:
         raise InputError(f"GGUF: the tokenizer model {kind!r} is not supported; supported are: gpt2, llama")
-    _add_tokens(tokenizer, vocabulary)
+    add_tokens(tokenizer, vocabulary.tokens, vocabulary.types)
     with_bos = bool(vocabulary.get("add_bos_token", begins_with_bos))
     with_eos = bool(vocabulary.get("add_eos_token", False))
-    _add_template(
+    add_template(
         tokenizer,
         vocabulary.token_id("bos_token_id") if with_bos else None,
         vocabulary.token_id("eos_token_id") if with_eos else None,
@@ -132,7 +132,7 @@ def recover_tokenizer(fields: Mapping[str, Any]) -> dict[str, bytes]:
 
 def _read_vocabulary(fields: Mapping[str, Any]) -> _Vocabulary:
     tokens = _strings(fields, "tokens")
-    types = fields.get("tokenizer.ggml.token_type", [_NORMAL] * len(tokens))
+    types = fields.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens))
     if not isinstance(types, list) or len(types) != len(tokens) or not all(isinstance(kind, int) for kind in types):
         raise InputError("GGUF: tokenizer.ggml.token_type must have a number for each token; convert the model again")
     return _Vocabulary(fields, tokens, types, {token: index for index, token in enumerate(tokens)})
@@ -184,73 +184,15 @@ def _regex(pattern: str) -> Any:
 
 
 def _sentencepiece(vocabulary: _Vocabulary) -> Tokenizer:
-    """Llama 2's kind: spaces are written ▁, the pair with the best score is merged first, bytes are the fallback."""
-    from tokenizers import Tokenizer, decoders, models, normalizers
-
+    """Llama 2's kind."""
     if vocabulary.get("precompiled_charsmap") or vocabulary.get("remove_extra_whitespaces", False):
         raise InputError("GGUF: a SentencePiece tokenizer that rewrites text before cutting it is not supported")
-    with_bytes = "<0x00>" in vocabulary.ids
-    bpe: models.BPE = models.BPE(
-        vocab=dict(vocabulary.ids),
-        merges=_merges_by_score(vocabulary),
-        unk_token=vocabulary.token("unknown_token_id"),
-        fuse_unk=True,
-        byte_fallback=with_bytes,
-    )
-    tokenizer = Tokenizer(bpe)
-    prefix = bool(vocabulary.get("add_space_prefix", True))
-    normalizing: list[normalizers.Normalizer] = [normalizers.Prepend("▁")] if prefix else []
-    tokenizer.normalizer = normalizers.Sequence([*normalizing, normalizers.Replace(" ", "▁")])
-    decoding: list[decoders.Decoder] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    tokenizer.decoder = decoders.Sequence([*decoding, decoders.Strip(" ", 1, 0)] if prefix else decoding)
-    return tokenizer
-
-
-def _merges_by_score(vocabulary: _Vocabulary) -> list[tuple[str, str]]:
-    """Every way to put a token together from two others, best score first.
-
-    Only ordinary tokens take part: SentencePiece never merges into bytes or control tokens.
-    """
     scores = vocabulary.get("scores")
     if not isinstance(scores, list) or len(scores) != len(vocabulary.tokens):
         raise InputError("GGUF: tokenizer.ggml.scores must have a number for each token; convert the model again")
-    ids = {token: index for token, index in vocabulary.ids.items() if vocabulary.types[index] == _NORMAL}
-    ranked = [
-        (-scores[index], ids[token[:cut]], ids[token[cut:]])
-        for token, index in ids.items()
-        for cut in range(1, len(token))
-        if token[:cut] in ids and token[cut:] in ids
-    ]
-    return [(vocabulary.tokens[left], vocabulary.tokens[right]) for _, left, right in sorted(ranked)]
-
-
-def _add_tokens(tokenizer: Tokenizer, vocabulary: _Vocabulary) -> None:
-    """Tokens that are found in text before it is cut; control tokens can be left out when decoding."""
-    from tokenizers import AddedToken
-
-    def of_kinds(*kinds: int) -> list[AddedToken]:
-        pairs = zip(vocabulary.tokens, vocabulary.types, strict=True)
-        return [AddedToken(token, normalized=False) for token, kind in pairs if token and kind in kinds]
-
-    tokenizer.add_special_tokens(of_kinds(_UNKNOWN, _CONTROL))
-    tokenizer.add_tokens(of_kinds(_USER_DEFINED))
-
-
-def _add_template(tokenizer: Tokenizer, bos: int | None, eos: int | None) -> None:
-    """Have the tokenizer put these ids in front of and behind every text."""
-    from tokenizers import processors
-
-    if bos is None and eos is None:
-        return
-    names = {"BOS": bos, "EOS": eos}
-    before, after = (["BOS"] if bos is not None else []), (["EOS"] if eos is not None else [])
-    special = [
-        {"id": name, "ids": [index], "tokens": [tokenizer.id_to_token(index)]}
-        for name, index in names.items()
-        if index is not None
-    ]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=[*before, "$A", *after], pair=[*before, "$A", *after, *before, "$B", *after], special_tokens=special
+    return build_sentencepiece(
+        Pieces(vocabulary.tokens, scores, vocabulary.types, vocabulary.token_id("unknown_token_id")),
+        add_prefix=bool(vocabulary.get("add_space_prefix", True)),
     )
 
 
@@ -269,7 +211,7 @@ def _generation(vocabulary: _Vocabulary, template: str) -> dict[str, Any]:
     """The content of generation_config.json: eos_token_id lists every token that stops generation."""
     named = [vocabulary.token_id(f"{name}_token_id") for name in ("eos", "eot", "eom")]
     in_template = [vocabulary.ids.get(token) for token in _ENDS_OF_TURN if token in template]
-    special = [index for index in in_template if index is not None and vocabulary.types[index] != _NORMAL]
+    special = [index for index in in_template if index is not None and vocabulary.types[index] != NORMAL]
     stops = dict.fromkeys([*(index for index in named if index is not None), *special])
     generation: dict[str, Any] = {"eos_token_id": list(stops)}
     for name, key in ("bos", "bos"), ("pad", "padding"):

@@ -1,7 +1,8 @@
 """Awkward texts and conversations that a bundle's tokenizer and template must treat as everybody else does.
 
-Three judges: the bundle's own code, which must never let a user's text become a control token; transformers, where
-it is installed, which must give the same ids and prompts or nothing is exported; and ExecuTorch's tokenizer library,
+The judges: the bundle's own code, which must never let a user's text become a control token; transformers, where
+it is installed, which must give the same ids and prompts or nothing is exported; SentencePiece, where the tokenizer
+was made from its file; and ExecuTorch's tokenizer library,
 which apps for it use: where that differs, the certificate says so.
 """
 
@@ -29,10 +30,18 @@ TEXTS: tuple[str, ...] = (
 
 
 def _conversation(roles: str, *contents: str) -> list[Message]:
-    """Roles by first letter: "sua" for system, user, assistant."""
-    names = {"s": "system", "u": "user", "a": "assistant"}
+    """Roles by first letter: "suat" for system, user, assistant, tool."""
+    names = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
     return [{"role": names[role], "content": text} for role, text in zip(roles, contents, strict=True)]
 
+
+def _tool_calls(*calls: tuple[str, dict[str, Any]]) -> Message:
+    """An assistant's message that is nothing but calls."""
+    functions = [{"type": "function", "function": {"name": name, "arguments": given}} for name, given in calls]
+    return {"role": "assistant", "content": "", "tool_calls": functions}
+
+
+_WEATHER = ("weather", {"city": "Zürich", "days": 2, "units": ["°C"], "exact": True, "note": None})
 
 CHATS: tuple[list[Message], ...] = (
     _conversation("u", "Hello"),
@@ -55,6 +64,14 @@ CHATS: tuple[list[Message], ...] = (
     _conversation("uau", "Why?", "<think>\nbecause\n</think>\n\nSo.", "Why?"),
     _conversation("uaua", "Why?", "<think>a</think>So.", "Why?", "<think>b</think>\nSo."),
     _conversation("uu", "one", "two"),
+    _conversation("uatau", "2 + 2?", '<tool_call>\n{"sum": [2, 2]}\n</tool_call>', "4", "It is 4.", "And 3 + 3?"),
+    _conversation("suatt", "Use tools.", "Both?", "a, b", '{"result": "naïve 😀"}', " 2 \n"),
+    [*_conversation("u", "Rain?"), _tool_calls(_WEATHER), *_conversation("t", '{"rain": false}')],
+    [
+        *_conversation("su", "Brief.", "Both?"),
+        _tool_calls(_WEATHER, ("now", {})),
+        *_conversation("tta", "1", "2", "No."),
+    ],
 )
 
 
@@ -66,6 +83,8 @@ def check_tokenizer(folder: Path, tokenizer: Tokenizer, template: ChatTemplate |
     Raises InputError with the first difference to transformers, or if a user's text can become a control token.
     """
     _check_control_tokens(tokenizer)
+    if (folder / "tokenizer.model").is_file():
+        _compare_with_sentencepiece(folder, tokenizer)
     if find_spec("transformers") is None:
         return ("tokenizer and template were not compared with transformers': it is not installed",)
     return _compare_with_transformers(folder, tokenizer, template)
@@ -81,6 +100,16 @@ def _check_control_tokens(tokenizer: Tokenizer) -> None:
             continue  # such a message is refused, which is safe
         if control & set(ids):
             raise InputError(f"the tokenizer makes a control token of {text!r} although a user wrote it")
+
+
+def _compare_with_sentencepiece(folder: Path, tokenizer: Tokenizer) -> None:
+    """A tokenizer.json that was made from tokenizer.model must cut as that does."""
+    from sentencepiece import SentencePieceProcessor
+
+    theirs = SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    found = _first_difference(tokenizer, lambda text: theirs.encode(text))
+    if found is not None:
+        raise InputError(f"tokenizer.model cannot be converted: tokenizer.json does not give its ids: {found}")
 
 
 def _compare_with_transformers(folder: Path, tokenizer: Tokenizer, template: ChatTemplate | None) -> tuple[str, ...]:

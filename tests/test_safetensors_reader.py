@@ -122,7 +122,7 @@ def test_links_into_a_cache_are_followed(folder: Path, tmp_path: Path) -> None:
 def test_missing_pieces(folder: Path, tmp_path: Path) -> None:
     assert "no such folder" in refusal(tmp_path / "nowhere")
     (folder / "tokenizer.json").rename(tmp_path / "tokenizer.json")
-    assert "has no tokenizer.json" in refusal(folder)
+    assert "has neither tokenizer.json nor tokenizer.model" in refusal(folder)
     next(folder.glob("*-00002-*")).unlink()
     assert "the shard model-00002-of-00002.safetensors is missing" in refusal(folder)
     (folder / "model.safetensors.index.json").unlink()
