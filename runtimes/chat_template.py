@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,17 @@ from typing import Any
 from ..errors import InputError
 from .tokenizer import Tokenizer, check_unicode, control_pattern, read_text
 
-Message = Mapping[str, str]
-"""One message: role ("system", "user" or "assistant") and content."""
+Message = Mapping[str, Any]
+"""One message: role, content (text), and what else its role may have (ROLES)."""
 
-ROLES = ("system", "user", "assistant")
+# What a message of each role may have beside role and content, with transformers' names.
+ROLES: Mapping[str, tuple[str, ...]] = {
+    "system": (),
+    "user": (),
+    "assistant": ("tool_calls",),  # [{"type": "function", "function": {"name": ..., "arguments": {...}}}, ...]
+    "tool": ("name", "tool_call_id"),  # what a call gave
+}
+_DEEPEST = 20  # levels of a tool call's arguments
 
 # Names under which tokenizer_config.json gives special tokens, and templates use them (transformers'
 # SPECIAL_TOKENS_ATTRIBUTES).
@@ -64,19 +71,44 @@ class ChatTemplate:
 
 
 def check_messages(messages: Sequence[Message]) -> None:
-    """Raise InputError unless these are messages: a role that is known, and text."""
+    """Raise InputError unless these are messages: a role that is known, text, and nothing that the role has not."""
     if not messages:
         raise InputError("there are no messages; give at least one from the user")
     for message in messages:
-        if set(message) != {"role", "content"}:
+        if not {"role", "content"} <= set(message):
             raise InputError(
                 f"a message has a role and a content, this one has {', '.join(map(str, message)) or 'none'}"
             )
-        if message["role"] not in ROLES:
-            raise InputError(f"the role {message['role']!r} is unknown; there are {', '.join(ROLES)}")
+        role = message["role"]
+        if role not in ROLES:
+            raise InputError(f"the role {role!r} is unknown; there are {', '.join(ROLES)}")
+        strange = [key for key in message if key not in ("role", "content", *ROLES[role])]
+        if strange:
+            raise InputError(f"a message of the role {role} has no {strange[0]!r}")
         if not isinstance(message["content"], str):
             raise InputError(f"the content of a message must be text, it is {type(message['content']).__name__}")
-        check_unicode(message["content"])
+        for text in _texts(message):
+            check_unicode(text)
+
+
+def _texts(value: Any, depth: int = 0) -> Iterator[str]:
+    """Every text in a message; raises InputError for what JSON cannot hold, and for what is nested too deep."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list) and depth < _DEEPEST:
+        for part in [*value, *value.values()] if isinstance(value, Mapping) else value:
+            yield from _texts(part, depth + 1)
+    elif value is not None and not isinstance(value, bool | int | float):
+        raise InputError(f"a message may hold text, numbers, lists and objects, at most {_DEEPEST} deep")
+
+
+def _map_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """A value with every text in it changed, names of fields too."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {change(name): _map_texts(part, change) for name, part in value.items()}
+    return [_map_texts(part, change) for part in value] if isinstance(value, list) else value
 
 
 def encode_chat(
@@ -84,9 +116,9 @@ def encode_chat(
 ) -> list[int]:
     """The tokens of a conversation: control tokens where the template writes them, and nowhere else.
 
-    Without control tokens in the messages' contents this is the plain encoding of the rendered text, in one call:
+    Without control tokens in the messages this is the plain encoding of the rendered text, in one call:
     text is never cut where a message begins, because its tokens may reach over that border. With some, each is marked
-    in the contents before the template sees them (with characters that occur nowhere in the conversation), and in
+    in the messages before the template sees them (with characters that occur nowhere in the conversation), and in
     the rendered text those without a mark are the template's. The idea is transformers' (sanitize_control_tokens);
     there the text is cut around them, here a twin of the tokenizer takes it whole.
 
@@ -95,14 +127,15 @@ def encode_chat(
     check_messages(messages)
     control = control_tokens(tokenizer, template)
     pattern = control_pattern(control)
-    if not any(pattern.search(message["content"]) for message in messages):
+    if not any(pattern.search(text) for message in messages for text in _texts(message)):
         rendered = template.render(messages, add_generation_prompt=add_generation_prompt)
         return tokenizer.encode(rendered, special=True)
-    start, end = _unused_characters("".join(message["content"] for message in messages))
-    marked = [
-        {"role": message["role"], "content": pattern.sub(lambda found: start + found[0] + end, message["content"])}
-        for message in messages
-    ]
+    start, end = _unused_characters("".join(text for message in messages for text in _texts(message)))
+
+    def mark(text: str) -> str:
+        return pattern.sub(lambda found: start + found[0] + end, text)
+
+    marked = [{key: _map_texts(value, mark) for key, value in message.items()} for message in messages]
     rendered = template.render(marked, add_generation_prompt=add_generation_prompt)
     twin = tokenizer.twin(control)
     # A template that cuts text apart can leave a lone mark: it is dropped.

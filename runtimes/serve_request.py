@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InputError
-from .chat_template import Message
+from .chat_template import ROLES, Message
 from .sampling import Sampling
 
 MOST_LOGPROBS = 20
@@ -158,9 +159,10 @@ def _is_id(value: Any) -> bool:
 
 
 def _message(given: Any) -> Message:
-    """One message; content may be OpenAI's list of parts, if all of them are text."""
+    """One message; content may be OpenAI's list of parts, if all of them are text, and null beside tool calls."""
     if not isinstance(given, Mapping):
         raise InputError("each of messages must be an object with role and content")
+    role = "system" if given.get("role") == "developer" else given.get("role")
     content = given.get("content")
     if isinstance(content, list):
         parts = [
@@ -169,10 +171,34 @@ def _message(given: Any) -> Message:
         if not all(isinstance(part, str) for part in parts):
             raise InputError("content may hold text only")
         content = "".join(part for part in parts if part is not None)
-    role = "system" if given.get("role") == "developer" else given.get("role")
+    if content is None and given.get("tool_calls"):
+        content = ""
     if not isinstance(role, str) or not isinstance(content, str):
         raise InputError("each of messages must be an object with role and content, both text")
-    return {"role": role, "content": content}
+    more = {key: given[key] for key in ROLES.get(role, ()) if given.get(key) is not None}
+    if "tool_calls" in more:
+        more["tool_calls"] = _tool_calls(more["tool_calls"])
+    return {"role": role, "content": content} | more
+
+
+def _tool_calls(given: Any) -> list[Any]:
+    """Calls with their arguments as objects, which templates want; OpenAI's clients send them as JSON in a text."""
+    if not isinstance(given, list) or not all(isinstance(call, Mapping) for call in given):
+        raise InputError("tool_calls must be a list of objects")
+    calls = []
+    for call in given:
+        function = call.get("function")
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise InputError("each of tool_calls must have a function with a name")
+        arguments = function.get("arguments", {})
+        try:
+            arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+        except (ValueError, RecursionError):
+            arguments = None
+        if not isinstance(arguments, Mapping):
+            raise InputError(f"the arguments of the tool call {function['name']!r} must be an object in JSON")
+        calls.append({"type": "function", "function": {"name": function["name"], "arguments": arguments}})
+    return calls
 
 
 def _stops(given: Any) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pocketlm.errors import InputError
 from pocketlm.runtimes.chat_template import ChatTemplate, encode_chat, load_chat_template
+from pocketlm.runtimes.tokenizer_check import CHATS
 from tiny_tokenizers import CONTROL, KINDS, chatml_tokenizer, library, tokenizer
 from transcripts import NAMES, TRANSCRIPTS, conversation, template_entry
 
@@ -38,7 +39,7 @@ def transformers_tokenizer(name: str, kind: str = "byte level") -> Any:
 @pytest.mark.parametrize("add_generation_prompt", [True, False])
 def test_rendering_is_transformers(name: str, add_generation_prompt: bool) -> None:
     theirs, rendered = transformers_tokenizer(name), 0
-    for messages in TRANSCRIPTS:
+    for messages in [*TRANSCRIPTS, *CHATS]:
         options = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
         try:
             expected = theirs.apply_chat_template(messages, **options)
@@ -49,7 +50,7 @@ def test_rendering_is_transformers(name: str, add_generation_prompt: bool) -> No
             continue
         rendered += 1
         assert template(name).render(messages, add_generation_prompt=add_generation_prompt) == expected
-    assert rendered >= 12
+    assert rendered >= 24
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -94,6 +95,26 @@ def test_tokens_reach_over_the_border_of_a_message_as_in_plain_text() -> None:
     content = "brown fox<|im_end|> jumps"
     tokens = encode_chat(own, source, conversation("u", content))
     assert tokens == own.encode("The quick " + content, special=False)
+
+
+CALLING = """{%- for message in messages %}<|im_start|>{{ message.role }} {{ message.name }}\n{{ message.content }}
+{%- for call in message.tool_calls %}<tool_call>{{ call.function.name }} {{ call.function.arguments | tojson }}
+{%- endfor %}<|im_end|>\n{% endfor %}"""
+
+
+def test_control_tokens_in_a_tool_call_stay_text() -> None:
+    own, plain = tokenizer("byte level"), library("byte level")
+    control = {plain.token_to_id(token) for token in CONTROL}
+
+    def talk(text: str) -> list[dict[str, Any]]:
+        call = {"type": "function", "function": {"name": f"f{text}", "arguments": {f"key{text}": [text, {"a": text}]}}}
+        asked = {"role": "assistant", "content": "", "tool_calls": [call]}
+        return [*conversation("u", "?"), asked, {"role": "tool", "content": f"r{text}", "name": text}]
+
+    calling = ChatTemplate(CALLING, {})
+    assert calling.render(talk("<s>")).count("<s>") == 6, "the template shows calls, results and names"
+    tokens, harmless = (encode_chat(own, calling, talk(text)) for text in ("<|im_end|><s>", "x"))
+    assert [token for token in tokens if token in control] == [token for token in harmless if token in control]
 
 
 def test_what_a_template_cuts_apart_leaves_no_marks() -> None:
@@ -179,6 +200,10 @@ def test_globals_and_filters_of_transformers() -> None:
     assert rendered == expected
 
 
+def _nested(levels: int) -> list[Any]:
+    return [_nested(levels - 1)] if levels else []
+
+
 @pytest.mark.parametrize(
     ("messages", "reason"),
     [
@@ -186,6 +211,13 @@ def test_globals_and_filters_of_transformers() -> None:
         ([{"role": "user"}], "has a role and a content, this one has role"),
         ([{"role": "robot", "content": "x"}], "the role 'robot' is unknown; there are system, user, assistant"),
         ([{"role": "user", "content": ["x"]}], "must be text, it is list"),
+        ([{"role": "user", "content": "x", "tool_calls": []}], "a message of the role user has no 'tool_calls'"),
+        (
+            [{"role": "assistant", "content": "", "tool_calls": [{"x": b"x"}]}],
+            "may hold text, numbers, lists and objects",
+        ),
+        ([{"role": "assistant", "content": "", "tool_calls": _nested(30)}], "at most 20 deep"),
+        ([{"role": "tool", "content": "x", "name": "\udc80"}], "not valid Unicode"),
         ([{"role": "user", "content": "\udc80"}], "not valid Unicode"),
     ],
 )

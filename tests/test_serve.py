@@ -19,6 +19,7 @@ from pocketlm.runtimes.metrics import log_softmax
 from pocketlm.runtimes.sampling import Sampling
 from pocketlm.runtimes.serve import load_server, make_app, serve
 from pocketlm.runtimes.serve_engine import StopText
+from pocketlm.runtimes.serve_request import parse_chat
 from test_generate import STOP, VOCABULARY, encode
 from tiny import write_tokenizer
 from tiny_tokenizers import chatml_tokenizer
@@ -104,6 +105,24 @@ def test_chat_equals_generate(start, folder):
     assert client(address).models.list().data[0].id == "tiny"
 
 
+def test_what_tools_gave_reaches_the_template(start):
+    """As openai's client sends it: arguments as a text of JSON, no content beside calls."""
+    address, server = start(FakeSession(VOCABULARY, 400, loud=LETTERS))
+    call = {"id": "1", "type": "function", "function": {"name": "sum", "arguments": '{"of": [2, 2]}'}}
+    messages = [
+        {"role": "user", "content": "2 + 2?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "4", "tool_call_id": "1"},
+    ]
+    seen = parse_chat({"messages": messages}).messages
+    function = {"name": "sum", "arguments": {"of": [2, 2]}}
+    assert seen[1] == {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
+    assert seen[2] == {"role": "tool", "content": "4", "tool_call_id": "1"}
+    tokens = encode_chat(server.files.tokenizer, server.files.template, seen)
+    answer = client(address).chat.completions.create(model="tiny", messages=messages, max_completion_tokens=2)
+    assert answer.usage.prompt_tokens == len(tokens)
+
+
 def test_echo_scores_every_token_by_what_stands_before_it(start):
     address, _ = start(FakeSession(VOCABULARY, 100))
     prompt = encode("abcabc")
@@ -147,6 +166,9 @@ def test_stop_text_however_it_is_cut(cut):
     assert not open_end.hit
 
 
+BROKEN_CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}
+
+
 @pytest.mark.parametrize(
     ("path", "body", "message"),
     [
@@ -167,6 +189,7 @@ def test_stop_text_however_it_is_cut(cut):
         ("chat/completions", {"messages": [{"role": "robot", "content": "x"}]}, "role 'robot' is unknown"),
         ("chat/completions", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "text only"),
         ("chat/completions", {"messages": [{"role": "user", "content": "x"}], "tools": [{}]}, "tools"),
+        ("chat/completions", {"messages": [BROKEN_CALL]}, "arguments of the tool call 'f' must be an object in JSON"),
         ("chat/completions", [], "must be a JSON object"),
     ],
 )

@@ -16,8 +16,8 @@ def template_entry(name: str) -> dict[str, Any]:
 
 
 def conversation(roles: str, *contents: str) -> list[dict[str, str]]:
-    """Roles by first letter, "sua" for system, user, assistant."""
-    names = {"s": "system", "u": "user", "a": "assistant"}
+    """Roles by first letter, "suat" for system, user, assistant, tool."""
+    names = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
     return [{"role": names[role], "content": text} for role, text in zip(roles, contents, strict=True)]
 
 
