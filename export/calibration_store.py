@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from ..quantize.store import CanonicalFile, CanonicalTensor, save_canonical
 from .bundle import hash_file
 from .checkpoint import Checkpoint
 
+UNUSED_DAYS = 30
 ALGORITHM = 1  # raise it when the same input gives other integers than before
 
 
@@ -33,6 +36,13 @@ def calibration_key(checkpoint: Checkpoint, recipe: Recipe, *tokens: NDArray[np.
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 
 
+def forget_unused(root: Path, now: float) -> None:
+    """Remove the calibrations under a folder that nobody opened for UNUSED_DAYS; ``now`` as time.time() gives it."""
+    for folder in root.iterdir() if root.is_dir() else ():
+        if folder.is_dir() and folder.stat().st_mtime < now - UNUSED_DAYS * 86400:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 class CalibrationStore:
     """A folder with one file for each group of weights that is finished.
 
@@ -41,6 +51,7 @@ class CalibrationStore:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        os.utime(folder)
         self._folder = folder
         self._files: dict[str, CanonicalFile] = {}  # tensor -> the file it is in
         self.errors: dict[str, float] = {}

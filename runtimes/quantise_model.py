@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..export.calibration_store import CalibrationStore, calibration_key
+from ..export.calibration_store import CalibrationStore, calibration_key, forget_unused
 from ..export.canonical import TensorError, check_formats, quantize_checkpoint
 from ..export.checkpoint import Checkpoint
 from ..export.config import ModelConfig
@@ -19,6 +20,7 @@ from ..export.inventory import take_inventory
 from ..quantize.recipe import Recipe
 from ..quantize.store import CanonicalFile, save_canonical
 from .calibration import LENGTH, SEQUENCES, TUNING_LENGTH, TUNING_SEQUENCES, cut_sequences, read_calibration_text
+from .heap import return_freed_memory
 from .judge import CheckpointWeights
 from .progress import Progress
 from .tokenizer import Tokenizer
@@ -69,6 +71,7 @@ def write_canonical(
     names = list(source.checkpoint.names())
     errors: list[TensorError] = []
     check_formats(source.checkpoint, names, recipe)
+    return_freed_memory()
     calibrated = None if recipe.method == "rtn" else _calibrate(source, recipe, progress)
     with progress(f"Quantising to {recipe.name}", len(names)) as step:
 
@@ -89,12 +92,19 @@ def _calibrate(source: Source, recipe: Recipe, progress: Progress) -> Calibratio
     from ..export.calibrate import calibrate, calibration_steps, plan_calibration
 
     key = calibration_key(source.checkpoint, replace(recipe, method="layerwise"), source.calibration)
-    store = CalibrationStore(cache_folder() / "calibration" / key)
+    store = _open_store(key)
     steps = calibration_steps(plan_calibration(source.config, recipe))
     with progress(f"Calibrating {recipe.name} on {source.calibration.size} tokens", steps) as step:
         weights = CheckpointWeights(source.checkpoint)
         calibrate(weights, source.config, recipe, source.calibration, store, step, os.cpu_count() or 1)
     return store
+
+
+def _open_store(key: str) -> CalibrationStore:
+    """What was done before under this key; what nobody has used for long goes."""
+    root = cache_folder() / "calibration"
+    forget_unused(root, time.time())
+    return CalibrationStore(root / key)
 
 
 def _tuning_tokens(source: Source, recipe: Recipe) -> NDArray[np.int64]:
@@ -113,7 +123,7 @@ def _tune(
     from ..export.tune import tune, tuning_steps
 
     key = calibration_key(source.checkpoint, recipe, source.calibration, tokens)
-    store = CalibrationStore(cache_folder() / "calibration" / key)
+    store = _open_store(key)
     if not any(True for _ in store):
         with progress(f"Tuning {recipe.name} on {tokens.size} tokens", tuning_steps(len(tokens))) as step:
             teacher = CheckpointWeights(source.checkpoint)

@@ -1,12 +1,14 @@
 """Calibrated quantisation: each solver against a plain one, and the walk that feeds them."""
 
 import json
+import os
+import time
 
 import numpy as np
 import pytest
 from pocketlm.errors import InputError
 from pocketlm.export.calibrate import calibrate, calibration_steps, plan_calibration
-from pocketlm.export.calibration_store import CalibrationStore
+from pocketlm.export.calibration_store import UNUSED_DAYS, CalibrationStore, forget_unused
 from pocketlm.export.config import parse_config
 from pocketlm.export.folds import Fold, find_folds
 from pocketlm.export.to_torch import reference_logits
@@ -228,6 +230,20 @@ def test_interrupted_work_goes_on(model, tmp_path):
     after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "half").iterdir()}
     assert len(after) == calibration_steps(plan_calibration(model[0], load_recipe("int4"))) + 1
     assert kept.items() <= after.items()
+
+
+def test_what_nobody_uses_is_forgotten(tmp_path):
+    now = time.time()
+    for name, days in ("old", UNUSED_DAYS + 1), ("used", UNUSED_DAYS + 1), ("new", 1):
+        store = CalibrationStore(tmp_path / name)
+        store.save(("x",), {"x": np.ones(4, np.float16)}, {})
+        os.utime(tmp_path / name, (now - days * 86400,) * 2)
+    CalibrationStore(tmp_path / "used")
+    (tmp_path / "somebody's file").touch()
+    forget_unused(tmp_path, now)
+    forget_unused(tmp_path / "nowhere", now)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "somebody's file", "used"]
+    assert "x" in CalibrationStore(tmp_path / "used")
 
 
 def test_a_tensor_that_cannot_be_quantised_is_named(model, tmp_path):
