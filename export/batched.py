@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ..quantize.store import Dense, Weights
+from ..quantize.store import CanonicalTensor, Weights
 from ..quantize.tensor import QuantizedTensor
 from .config import Attention, Experts, Mlp
 from .decoder import every_expert
@@ -39,12 +39,16 @@ def one_thread_each() -> Iterator[None]:
 
 
 class Kept:
-    """Weights that keep the last few tensors asked for, dequantised, so that all threads share one reading."""
+    """Weights that keep the last few tensors asked for, so that all threads share one reading.
 
-    def __init__(self, weights: Weights, count: int = 6) -> None:
+    dense  quantised tensors are dequantised once and kept so
+    """
+
+    def __init__(self, weights: Weights, count: int = 6, dense: bool = True) -> None:
         self._weights = weights
         self._count = count
-        self._held: dict[str, Dense] = {}
+        self._dense = dense
+        self._held: dict[str, CanonicalTensor] = {}
         self._lock = Lock()
 
     def __contains__(self, name: object) -> bool:
@@ -53,13 +57,15 @@ class Kept:
     def __iter__(self) -> Iterator[str]:
         return iter(self._weights)
 
-    def __getitem__(self, name: str) -> Dense:
+    def __getitem__(self, name: str) -> CanonicalTensor:
         with self._lock:
             if name not in self._held:
                 while len(self._held) >= self._count:
                     del self._held[next(iter(self._held))]
                 tensor = self._weights[name]
-                self._held[name] = tensor.dequantize() if isinstance(tensor, QuantizedTensor) else tensor
+                if self._dense and isinstance(tensor, QuantizedTensor):
+                    tensor = tensor.dequantize()
+                self._held[name] = tensor
             return self._held[name]
 
 

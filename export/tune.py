@@ -29,7 +29,8 @@ LEARNING_RATE = 1e-3  # of scales relative to where they start; Adam moves each 
 _BETAS = (0.9, 0.95)
 _WARM_UP = 5  # steps
 _LAST = 0.1  # of the learning rate is left at the end
-_AT_ONCE = 64  # sequences that the source reads together
+_AT_ONCE = 32  # sequences that the source reads together
+_LOGITS_AT_ONCE = 64  # tokens: a vocabulary's worth of logits for each, several times
 _HELD = 64  # tensors that are not trained: embedding, head, biases
 
 Names = tuple[str, ...]
@@ -77,7 +78,7 @@ def tune(
             wanted += _last_hidden(source, config, tokens[start : start + _AT_ONCE], pool)
         step()
         head = torch.from_numpy(np.array(source[config.head_name], np.float32)).to(trained.kind)
-        fixed = Kept(quantised, _HELD)
+        fixed = Kept(quantised, _HELD, dense=False)
 
         def gradients(index: int) -> tuple[Tensor, ...]:
             return _gradients(tokens[index], wanted[index], head, trained, fixed, config)
@@ -143,12 +144,22 @@ def _gradients(
 ) -> tuple[Tensor, ...]:
     """Gradients of the mean KL(source || quantised) over one sequence, for each of ``trained.changes``."""
     ops = _TunedOps(TorchOps(fixed, config, len(tokens)), fixed, trained)
-    with torch.no_grad():
-        logits = _scaled_linear(wanted, head, None, trained.kind)
-        expected = torch.log_softmax(finished_logits(_with_bias(logits, fixed, config.head_name), config), -1)
-    actual = torch.log_softmax(decoder(ops, config, torch.from_numpy(tokens[None])), -1)
-    loss = (expected.exp() * (expected - actual)).sum(-1).mean()
-    return torch.autograd.grad(loss, list(trained.changes.values()))
+    hidden = decoder(ops, config, torch.from_numpy(tokens[None]))  # (1, tokens, width)
+
+    def log_probabilities(x: Tensor, weight: Tensor) -> Tensor:
+        logits = _with_bias(_scaled_linear(x, weight, None, trained.kind), fixed, config.head_name)
+        return torch.log_softmax(finished_logits(logits, config), -1)
+
+    def to_hidden(wanted_part: Tensor, part: Tensor) -> Tensor:
+        part = part.detach().requires_grad_()
+        with torch.no_grad():
+            expected = log_probabilities(wanted_part, head)
+        loss = (expected.exp() * (expected - log_probabilities(part, trained.head))).sum() / len(tokens)
+        return torch.autograd.grad(loss, part)[0]
+
+    pairs = zip(wanted.split(_LOGITS_AT_ONCE, 1), hidden.split(_LOGITS_AT_ONCE, 1), strict=True)
+    gradient = torch.cat([to_hidden(*pair) for pair in pairs], 1)
+    return torch.autograd.grad(hidden, list(trained.changes.values()), gradient)
 
 
 class _ScaledLinear(torch.autograd.Function):
@@ -196,7 +207,10 @@ def _with_bias(x: Tensor, weights: Weights, name: str) -> Tensor:
 
 
 class _TunedOps:
-    """An Ops that computes with what is trained, and leaves everything else to another one."""
+    """An Ops that computes with what is trained, and leaves everything else to another one.
+
+    The head gives back its input: its logits are computed some tokens at a time.
+    """
 
     def __init__(self, ops: TorchOps, fixed: Weights, trained: _Trained) -> None:
         self._ops = ops
@@ -214,7 +228,7 @@ class _TunedOps:
 
     def _one_linear(self, x: Tensor, name: str) -> Tensor:
         if name == self._trained.head_name:
-            return _with_bias(_scaled_linear(x, self._trained.head, None, self._trained.kind), self._fixed, name)
+            return x
         if name not in self._trained.scales:
             return self._ops.linear(x, (name,))
         scales = self._trained.scales[name] * (1 + self._trained.changes[name])
@@ -241,11 +255,11 @@ class _TunedOps:
 
     def scale(self, x: Tensor, factor: float, name: str) -> Tensor:
         """See Ops."""
-        return x * factor
+        return x if name == "logits" else x * factor
 
     def soft_cap(self, x: Tensor, cap: float, name: str) -> Tensor:
         """See Ops."""
-        return self._ops.soft_cap(x, cap, name)
+        return x if name == "logits" else self._ops.soft_cap(x, cap, name)
 
     def add_positions(self, x: Tensor, name: str) -> Tensor:
         """See Ops."""

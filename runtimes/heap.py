@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import ctypes
 import sys
-
-_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # glibc's malloc.h
-_LARGE = 1 << 20  # bytes
+from collections.abc import Callable
 
 
-def return_freed_memory() -> None:
-    """Have glibc give every large block back to the system as soon as it is freed, for the rest of the process.
+def release_freed_memory() -> None:
+    """Have glibc give back to the system what was freed; elsewhere this does nothing.
 
-    By default it learns from large blocks to keep blocks of up to 32 MB: threads that work on activations of that size
-    then hold two or three times what is in use. Mapping a block costs less than a percent of the work on it. Elsewhere
-    than with glibc this does nothing.
+    It keeps freed blocks of up to 32 MB for later, in a heap for each thread. Between two steps that work on other
+    sizes of activations, that is gigabytes.
     """
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_MMAP_THRESHOLD, _LARGE)
-        mallopt(_TRIM_THRESHOLD, _LARGE)
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    if trim is not None:
+        trim(0)
+
+
+def releasing(step: Callable[[], None]) -> Callable[[], None]:
+    """The same step of some progress, behind which freed memory is released."""
+
+    def released() -> None:
+        release_freed_memory()
+        step()
+
+    return released

@@ -20,7 +20,7 @@ from ..export.inventory import take_inventory
 from ..quantize.recipe import Recipe
 from ..quantize.store import CanonicalFile, save_canonical
 from .calibration import LENGTH, SEQUENCES, TUNING_LENGTH, TUNING_SEQUENCES, cut_sequences, read_calibration_text
-from .heap import return_freed_memory
+from .heap import release_freed_memory, releasing
 from .judge import CheckpointWeights
 from .progress import Progress
 from .tokenizer import Tokenizer
@@ -28,7 +28,7 @@ from .tokenizer import Tokenizer
 _ACTIVATION_BYTES = 1 << 30  # of one linear's output in float32, the source's and the quantised model's
 _FEWEST = 8
 _SHORT = 4  # recipes that are not "tuned" learn from every so many of the tuning sequences
-_TUNING_THREADS = 1  # each holds a sequence's activations and some sets of its logits: SmolLM2's take a gigabyte
+_TUNING_THREADS = 1  # each holds a sequence's activations, for the backward pass: SmolLM2's take most of a gigabyte
 _SMALL = 500_000_000  # and not at all for models with more weights in linears: tuning holds the whole model in memory
 
 
@@ -71,7 +71,6 @@ def write_canonical(
     names = list(source.checkpoint.names())
     errors: list[TensorError] = []
     check_formats(source.checkpoint, names, recipe)
-    return_freed_memory()
     calibrated = None if recipe.method == "rtn" else _calibrate(source, recipe, progress)
     with progress(f"Quantising to {recipe.name}", len(names)) as step:
 
@@ -96,7 +95,8 @@ def _calibrate(source: Source, recipe: Recipe, progress: Progress) -> Calibratio
     steps = calibration_steps(plan_calibration(source.config, recipe))
     with progress(f"Calibrating {recipe.name} on {source.calibration.size} tokens", steps) as step:
         weights = CheckpointWeights(source.checkpoint)
-        calibrate(weights, source.config, recipe, source.calibration, store, step, os.cpu_count() or 1)
+        calibrate(weights, source.config, recipe, source.calibration, store, releasing(step), os.cpu_count() or 1)
+    release_freed_memory()
     return store
 
 
@@ -127,5 +127,7 @@ def _tune(
     if not any(True for _ in store):
         with progress(f"Tuning {recipe.name} on {tokens.size} tokens", tuning_steps(len(tokens))) as step:
             teacher = CheckpointWeights(source.checkpoint)
-            store.save(("tuned",), tune(teacher, weights, source.config, tokens, step, _TUNING_THREADS), {})
+            tuned = tune(teacher, weights, source.config, tokens, releasing(step), _TUNING_THREADS)
+            store.save(("tuned",), tuned, {})
+            release_freed_memory()
     return store

@@ -3,7 +3,8 @@
 Each method quantises the same fp32 weights in a process of its own; then all are evaluated the same way, on the fp32
 reference with their weights dequantised, on text that nobody calibrated on. Peers that are not part of pocketlm get
 virtual environments of their own. Embedding and head are int8 by row, but llama.cpp's are as llama.cpp has them.
-Prints a Markdown table. A method that cannot be installed or fails is listed with the reason.
+Prints a Markdown table. A method that cannot be installed or fails is listed with the reason. What a method made stays
+in the folder and is not made again: interrupted work goes on; remove the folder to begin anew.
 
 SmolLM2's weights come from a Q4_1 file, so they lie on a grid: the figures rank methods and do not tell absolute loss.
 """
@@ -11,13 +12,14 @@ SmolLM2's weights come from a Q4_1 file, so they lie on a grid: the figures rank
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
 import venv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,6 +116,18 @@ def measured(command: list[str]) -> tuple[float, int, str]:
     return time.perf_counter() - started, usage.ru_maxrss * 1024, failure
 
 
+def once(out: Path, make: Callable[[], tuple[float, int, str]]) -> tuple[float, int, str]:
+    """What ``make`` measured, now or in an earlier run that left ``out`` and a record of its cost beside it."""
+    record = out.with_suffix(".json")
+    if out.is_file() and record.is_file():
+        seconds, peak = json.loads(record.read_text())
+        return seconds, peak, ""
+    seconds, peak, failure = make()
+    if not failure:
+        record.write_text(json.dumps([seconds, peak]))
+    return seconds, peak, failure
+
+
 def interpreter(peer: Peer, folder: Path) -> tuple[str, str]:
     """A Python with the peer's packages, and why there is none."""
     if peer.packages is None:
@@ -131,7 +145,7 @@ def interpreter(peer: Peer, folder: Path) -> tuple[str, str]:
     return str(python), ""
 
 
-def run_peer(peer: Peer, folder: Path, inputs: list[str], out: Path) -> tuple[float, int, str]:
+def run_peer(peer: Peer, folder: Path, inputs: list[str]) -> tuple[float, int, str]:
     python, failure = interpreter(peer, folder)
     if failure:
         return 0.0, 0, failure
@@ -172,7 +186,7 @@ def make_all(options: argparse.Namespace, checkpoint: Any, source: CheckpointWei
         if recipe in wanted:
             out = options.folder / f"{recipe}.safetensors"
             command = [sys.executable, str(HERE / "ours.py"), options.model, recipe, str(out)]
-            seconds, peak, failure = measured(command)
+            seconds, peak, failure = once(out, lambda command=command: measured(command))
             weights = None if failure else CanonicalFile(out)
             yield Made(recipe, weights, out.stat().st_size if weights else 0, seconds, peak, failure)
     names = [name for name in checkpoint.names() if len(checkpoint.shape(name)) == 2]
@@ -201,7 +215,7 @@ def make_peer(
             str(out),
             str(options.autoround_iterations),
         ]
-    seconds, peak, failure = run_peer(peer, options.folder, inputs, out)
+    seconds, peak, failure = once(out, lambda: run_peer(peer, options.folder, inputs))
     if failure:
         return Made(peer.name, failure=failure)
     weights = Replaced(out, rest, source)
@@ -215,8 +229,6 @@ def make_peer(
 
 def hugging_face_folder(checkpoint: Any, folder: Path) -> Path:
     """The model as a folder that transformers reads."""
-    import json
-
     out = folder / "hugging-face"
     out.mkdir(exist_ok=True)
     for name, content in checkpoint.tokenizer_files().items():
