@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeVar
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,55 @@ class Certificate:
 def error_from_json(content: Mapping[str, Any] | None) -> Error | None:
     """Read back one error of a certificate."""
     return None if content is None else Error(**content)
+
+
+def certificate_from_json(content: Mapping[str, Any]) -> Certificate:
+    """Read back what ``Certificate.to_json`` gave; an empty object is a certificate of no target.
+
+    Raises KeyError, TypeError, ValueError or AttributeError for anything else. Numbers may be infinite or no number, as
+    those of a failed one are.
+    """
+    targets = content.get("targets", {})
+    if not isinstance(targets, dict):
+        raise TypeError("the certificate's targets are not an object")
+    return Certificate({name: _target_from_json(target) for name, target in targets.items()})
+
+
+def _target_from_json(content: Mapping[str, Any]) -> TargetCertificate:
+    fields_given = {key: value for key, value in content.items() if key != "passed"}
+    for key in ("quantization", "conversion", "activation", "runtime", "total"):
+        fields_given[key] = None if content.get(key) is None else _checked(Error(**content[key]))
+    if content.get("exactness") is not None:
+        fields_given["exactness"] = _checked(Exactness(**content["exactness"]))
+    if content.get("hardware") is not None:
+        fields_given["hardware"] = _checked(Hardware(**content["hardware"]))
+    for key in ("failures", "notes", "lint"):
+        lines = content.get(key, [])
+        if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+            raise TypeError(f"{key} are not lines of text")
+        fields_given[key] = tuple(lines)
+    target = _checked(TargetCertificate(**fields_given))
+    if content["passed"] is not target.passed:
+        raise ValueError("passed contradicts the list of failures")
+    return target
+
+
+_KINDS: Mapping[str, tuple[type, ...]] = {"bool": (bool,), "int": (int,), "float": (int, float), "str": (str,)}
+
+
+_Record = TypeVar("_Record", Error, Exactness, Hardware, TargetCertificate)
+
+
+def _checked(record: _Record) -> _Record:
+    """The record if its plain fields hold what their annotations say; raises TypeError otherwise."""
+    for field in fields(record):
+        kind, _, optional = str(field.type).partition(" | ")
+        value = getattr(record, field.name)
+        if kind not in _KINDS or (optional and value is None):
+            continue
+        if not isinstance(value, _KINDS[kind]) or (isinstance(value, bool) and kind != "bool"):
+            raise TypeError(f"{field.name} is {value!r}")
+    return record
 
 
 def _without_none(value: Any) -> Any:

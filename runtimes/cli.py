@@ -16,6 +16,7 @@ from .cli_chat import chat_command, index_command
 from .cli_device import device
 from .cli_eval import eval_command
 from .cli_export import export_command, fetch_command, inspect_command
+from .cli_report import report_command
 from .cli_serve import serve_command
 from .cli_shared import TARGET_NAMES, examples
 from .cli_verify import compare_command, verify_command
@@ -99,6 +100,7 @@ for _command in (
     index_command,
     serve_command,
     bench_command,
+    report_command,
     inspect_command,
     fetch_command,
     device,

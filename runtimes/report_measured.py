@@ -1,0 +1,213 @@
+"""What a report says of measurements that were given to it, of phones, and of what nobody measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .device_results import DeviceResults
+from .devices import Device, read_devices
+from .evaluate import Evaluation
+from .quality import Interval
+from .report_facts import NOT_MEASURED, Table, kl_text, megabytes, target_sizes
+from .report_read import ReportData, Timings
+
+_CACHE_BYTES = {"onnx": 4, "executorch": 4, "coreml": 2}  # of a number in the caches: fp32, fp32, fp16
+
+
+def quality_tables(data: ReportData) -> tuple[Table, ...]:
+    """One table for each file of `eval`: the source and all that it was compared with."""
+    return tuple(_quality_table(name, found) for name, found in data.evaluations.items())
+
+
+def _quality_table(name: str, found: Evaluation) -> Table:
+    rows = []
+    if found.source is not None:
+        rows.append(("source, fp32", "", _plain(found.source.perplexity, 2), "", "", ""))
+    for candidate_name, candidate in found.candidates.items():
+        quality = candidate.quality
+        rows.append(
+            (
+                candidate_name,
+                megabytes(candidate.size_bytes),
+                _plain(quality.perplexity, 2),
+                _percent(quality.perplexity_ratio, -1.0),
+                _plain(quality.kl, 4),
+                _percent(quality.top1, 0.0),
+            )
+        )
+    heads = ("", "size", "perplexity", "against source", "KL", "same top token")
+    note = (
+        f"{found.tokens:,} tokens in {found.sequences} pieces of a text; weights alone, activations in fp32; "
+        "± is half of the 95 % confidence interval."
+    )
+    return Table(f"Quality, from {name}", heads, tuple(rows), note)
+
+
+def _half(found: Interval) -> float:
+    return (found.high - found.low) / 2
+
+
+def _plain(found: Interval | None, digits: int) -> str:
+    if found is None:
+        return NOT_MEASURED
+    half = f" ± {_half(found):.{digits}f}" if math.isfinite(_half(found)) else ""
+    return f"{found.mean:.{digits}f}{half}"
+
+
+def _percent(found: Interval | None, shift: float) -> str:
+    if found is None:
+        return NOT_MEASURED
+    half = f" ± {100 * _half(found):.1f}" if math.isfinite(_half(found)) else ""
+    return f"{100 * (found.mean + shift):{'+' if shift else ''}.1f}{half} %"
+
+
+_SPEED: tuple[tuple[str, str, float, int], ...] = (
+    ("prefill, tokens/s", "prefill_tokens_per_second", 1, 0),
+    ("decode, tokens/s", "decode_tokens_per_second", 1, 0),
+    ("first token after, ms", "time_to_first_token_seconds", 1e3, 0),
+    ("first load, s", "first_load_seconds", 1, 2),
+    ("later load, s", "later_load_seconds", 1, 2),
+    ("peak memory of the process, MB", "peak_memory_bytes", 1e-6, 0),
+)
+
+
+def speed_tables(data: ReportData) -> tuple[Table, ...]:
+    """One table for each file of `bench`, of a computer or a phone; medians, as they were measured."""
+    tables = [
+        _speed_table(f"On a computer, from {name}", found.targets, _computer(found))
+        for name, found in data.timings.items()
+    ]
+    for name, device in data.devices.items():
+        if device.bench is not None:
+            settings = "{prompt_tokens} prompt tokens, {new_tokens} new ones, {threads} threads.".format(**device.bench)
+            caption = f"On {device.model}, {device.system}, from {name}"
+            tables.append(_speed_table(caption, device.bench["targets"], settings + _whose(data, device)))
+    return tuple(tables)
+
+
+def _computer(found: Timings) -> str:
+    runners = "; ".join(f"{name}: by {target['evaluated_by']}" for name, target in found.targets.items())
+    return f"{found.settings}. {runners}. The file does not say on which computer."
+
+
+def _speed_table(caption: str, targets: Mapping[str, Mapping[str, Any]], note: str) -> Table:
+    rows = tuple(
+        (label, *(f"{float(target[key]) * factor:,.{digits}f}" for target in targets.values()))
+        for label, key, factor, digits in _SPEED
+    )
+    return Table(caption, ("", *targets), rows, note)
+
+
+def _whose(data: ReportData, device: DeviceResults) -> str:
+    if device.manifest_sha256 == data.manifest_sha256:
+        return " Of this very bundle, by the hash of its manifest."
+    return " OF ANOTHER BUNDLE: the hash of its manifest is not this one's."
+
+
+def replay_tables(data: ReportData) -> tuple[Table, ...]:
+    """What phones found when they replayed golden.json."""
+    tables = []
+    for name, device in data.devices.items():
+        rows = tuple(
+            (
+                target,
+                kl_text(float(found["kl"])) if "kl" in found else "not a number",
+                kl_text(float(found["tolerance_kl"])),
+                "passed" if found["passed"] else "FAILED",
+            )
+            for target, found in device.verify.items()
+        )
+        if rows or device.error:
+            note = (f"The app reported: {device.error}." if device.error else "") + _whose(data, device)
+            caption = f"Replayed on {device.model}, {device.system}, from {name}"
+            tables.append(Table(caption, ("target", "KL", "tolerance", "verdict"), rows, note.strip()))
+    return tuple(tables)
+
+
+def cache_bytes(data: ReportData, target: str) -> int:
+    """Of the keys and values of a whole context, as this target stores them."""
+    values = sum(2 * layer.attention.kv_width for layer in data.config.layers)
+    return values * data.manifest.context * _CACHE_BYTES[target]
+
+
+def phone_table(data: ReportData) -> Table:
+    """Artifact and full cache as a share of what one app may use, for each phone that is known: an estimate."""
+    sizes = target_sizes(data.manifest)
+    needed = {target: size + cache_bytes(data, target) for target, size in sizes.items()}
+    rows = tuple(
+        (
+            device.name,
+            f"{device.app_bytes / 1e6:,.0f}\N{NO-BREAK SPACE}MB",
+            *(_share(device, name, size) for name, size in needed.items()),
+        )
+        for device in read_devices().values()
+    )
+    held = "; ".join(
+        f"{name}: {megabytes(sizes[name])} of files, {megabytes(cache_bytes(data, name))} of cache for "
+        f"{data.manifest.context:,} tokens"
+        for name in sizes
+    )
+    note = (
+        f"An estimate, not a measurement, of {held}. What runtime, activations and the app itself take comes on top. "
+        "What an app may use is from public sources or a rule, and was measured by none of us."
+    )
+    return Table(
+        "Share of what one app may use of a phone's memory (estimate)", ("phone", "app may use", *needed), rows, note
+    )
+
+
+def _share(device: Device, target: str, needed: int) -> str:
+    if target == "coreml" and not device.key.startswith("iphone"):
+        return "–"
+    share = 100 * needed / device.app_bytes
+    return f"{'' if share <= 100 else 'too large: '}{share:,.0f}\N{NO-BREAK SPACE}%"
+
+
+def unverified(data: ReportData) -> tuple[str, ...]:
+    """What nobody measured, or not on the real thing; a line each."""
+    lines: list[str] = []
+    for name, target in data.certificate.targets.items():
+        missing = [error for error in _MEASURED if getattr(target, error) is None]
+        if missing:
+            lines.append(f"{name}: the {', '.join(missing)} error was not measured.")
+        lines.append(
+            f"{name}: was run by {target.evaluated_by}, over {target.positions} positions; nothing else ran it."
+        )
+        lines += [f"{name}: {note}" for note in target.notes]
+    lines += [
+        f"{name}: was not verified at all." for name in data.manifest.targets if name not in data.certificate.targets
+    ]
+    lines += [line for is_missing, line in _ABSENT if is_missing(data)]
+    if data.recipe is not None and data.recipe.method != "rtn":
+        lines.append(
+            "A bundle does not record which calibration text was read; without --calibration it is pocketlm's own."
+        )
+    return tuple(lines)
+
+
+_MEASURED = ("quantization", "conversion", "activation", "runtime", "total")
+_ABSENT: tuple[tuple[Callable[[ReportData], bool], str], ...] = (
+    (
+        lambda data: not any(device.verify and _is_ours(data, device) for device in data.devices.values()),
+        "No phone's replay of this bundle was given: parity on a phone is not shown.",
+    ),
+    (
+        lambda data: not data.evaluations,
+        "No evaluation on a text was given: quality is known from the certificate alone.",
+    ),
+    (
+        lambda data: not data.timings and not any(device.bench for device in data.devices.values()),
+        "No timings were given: nothing is said about speed.",
+    ),
+    (
+        lambda data: bool(data.evaluations),
+        "An evaluation's file does not name its bundle: that it belongs to this one is the word of who gave it.",
+    ),
+    (lambda data: bool(data.timings), "A file of timings does not name its bundle or computer either."),
+)
+
+
+def _is_ours(data: ReportData, device: DeviceResults) -> bool:
+    return device.manifest_sha256 == data.manifest_sha256
