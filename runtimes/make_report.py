@@ -102,9 +102,9 @@ def _partial_files(contents: Mapping[Path, bytes]) -> Iterator[dict[Path, Path]]
             try:
                 number, name = tempfile.mkstemp(prefix=f".{final.name[:80]}.", suffix=".partial", dir=final.parent)
                 files[final] = Path(name)
-                with os.fdopen(number, "wb") as file:
-                    file.write(content)
-                files[final].chmod(0o644)
+                with os.fdopen(number, "wb") as opened:
+                    opened.write(content)
+                Path(name).chmod(0o644)
             except OSError as error:
                 raise InputError(f"{final}: cannot be written ({error.strerror})") from error
         yield files

@@ -15,6 +15,7 @@ from ..export.bundle import FileEntry, Manifest
 from ..export.families import FAMILIES
 from ..quantize.recipe import RECIPES, recipe_to_toml
 from .certificate import Error, TargetCertificate
+from .device_results import DeviceResults
 from .evaluation_report import by_layer
 from .judge import runtime_limit
 from .report_read import ReportData
@@ -56,12 +57,28 @@ class Verdict:
     lines: tuple[str, ...]
 
 
+def is_of(data: ReportData, device: DeviceResults) -> bool:
+    """Whether a phone's results are those of this very bundle."""
+    return device.manifest_sha256 == data.manifest_sha256
+
+
+def _failures(data: ReportData) -> list[str]:
+    here = [f"{name}: {line}" for name, target in data.certificate.targets.items() for line in target.failures]
+    return here + [
+        f"{name}: the replay on {device.model} failed"
+        for device in data.devices.values()
+        if is_of(data, device)
+        for name, found in device.verify.items()
+        if not found["passed"]
+    ]
+
+
 def verdict(data: ReportData) -> Verdict:
     """The certificate in one line, and each thing that takes something from it."""
     judged = data.certificate.targets
     held = data.manifest.targets
     unjudged = [name for name in held if name not in judged]
-    failures = [f"{name}: {line}" for name, target in judged.items() for line in target.failures]
+    failures = _failures(data)
     lines = [*failures, *(f"{name}: has no certificate; nothing is known of what it computes" for name in unjudged)]
     if data.changed:
         more = f" and {len(data.changed) - 3} more" if len(data.changed) > 3 else ""
@@ -189,7 +206,7 @@ def size_table(data: ReportData) -> Table:
         for name, size in target_sizes(data.manifest).items()
     )
     note = "Everything in the target's folder, with the copies of tokenizer files that its runtime wants beside it."
-    return Table("Size of each artifact", ("target", "size", "of the source", "bits per parameter"), rows, note)
+    return Table("Size of each artifact", ("target", "size", "of the source", "bits a weight"), rows, note)
 
 
 def kl_text(value: float) -> str:
@@ -218,16 +235,16 @@ def _perplexity(target: TargetCertificate) -> str:
 
 def _exactness(target: TargetCertificate) -> str:
     found = target.exactness
-    return "not run apart" if found is None else f"{kl_text(found.deviation)} ({found.programs} programs)"
+    return "not run" if found is None else f"{kl_text(found.deviation)} ({found.programs} programs)"
 
 
 def _identity(target: TargetCertificate) -> str:
-    return f"{'yes' if target.weights_identical else 'NO'}, {target.tensors_checked} matrices"
+    return f"{'yes' if target.weights_identical else 'NO'} ({target.tensors_checked})"
 
 
 _CERTIFICATE_ROWS: tuple[tuple[str, Callable[[TargetCertificate], str]], ...] = (
     ("verdict", lambda target: "passed" if target.passed else "FAILED"),
-    ("weights identical", _identity),
+    ("weights identical (matrices)", _identity),
     ("norms and constants compared", lambda target: str(target.constants_checked)),
     *((f"{name} error, KL", partial(_error_row, name)) for name in ("conversion", "runtime")),
     ("noise floor of the runtime, KL", _floor),
@@ -249,7 +266,7 @@ def certificate_table(data: ReportData) -> Table:
 
 def error_limits(data: ReportData) -> dict[tuple[str, str], float]:
     """(error, target) -> the KL that it may not exceed by this pocketlm's rules, where there is a limit."""
-    found = {}
+    found: dict[tuple[str, str], float] = {}
     for name, target in data.certificate.targets.items():
         try:
             allowed = limits(dict(data.recipe.thresholds) if data.recipe else {}, get_target(name).limits)

@@ -24,7 +24,7 @@ from .report_facts import (
     verdict,
 )
 from .report_measured import phone_table, quality_tables, replay_tables, speed_tables, unverified
-from .report_pictures import certificate_picture, layer_picture, size_picture, stream_picture
+from .report_pictures import certificate_picture, layer_picture, peers_picture, size_picture, stream_picture
 from .report_read import ReportData
 
 _SECTIONS = (
@@ -57,6 +57,7 @@ def report_page(data: ReportData) -> str:
         policy=f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'",
         style=Markup(style),
         streams=[(title, Markup(svg)) for title, svg in _streams(data)],
+        peers_pictures=[Markup(svg) for svg in _peers_pictures(data)],
         **_texts(data),
         **_tables(data),
         **pictures,
@@ -113,6 +114,11 @@ def _pictures(data: ReportData) -> dict[str, str]:
     }
 
 
+def _peers_pictures(data: ReportData) -> list[str]:
+    pictures = [peers_picture(number, found) for number, found in enumerate(data.peers.values(), 1)]
+    return [picture for picture in pictures if picture]
+
+
 def _layer_words(data: ReportData) -> str:
     if data.recipe is not None and data.recipe.method != "rtn":
         return (
@@ -124,7 +130,7 @@ def _layer_words(data: ReportData) -> str:
 
 def _streams(data: ReportData) -> list[tuple[str, str]]:
     """A picture for each candidate of an evaluation whose layers were compared with the source's."""
-    found = []
+    found: list[tuple[str, str]] = []
     for file, evaluation in data.evaluations.items():
         for name, candidate in evaluation.candidates.items():
             layers = by_layer(candidate.layer_errors or {})

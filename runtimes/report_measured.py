@@ -3,22 +3,46 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from .device_results import DeviceResults
 from .devices import Device, read_devices
 from .evaluate import Evaluation
 from .quality import Interval
-from .report_facts import NOT_MEASURED, Table, kl_text, megabytes, target_sizes
+from .report_facts import NOT_MEASURED, Table, is_of, kl_text, megabytes, target_sizes
+from .report_peers import COSTS, SHARES, Peers, Share
 from .report_read import ReportData, Timings
 
 _CACHE_BYTES = {"onnx": 4, "executorch": 4, "coreml": 2}  # of a number in the caches: fp32, fp32, fp16
 
 
 def quality_tables(data: ReportData) -> tuple[Table, ...]:
-    """One table for each file of `eval`: the source and all that it was compared with."""
-    return tuple(_quality_table(name, found) for name, found in data.evaluations.items())
+    """One table for each file of `eval`: the source and all that it was compared with, or a bundle and its peer."""
+    return (
+        *(_peers_table(name, found) for name, found in data.peers.items()),
+        *(_quality_table(name, found) for name, found in data.evaluations.items()),
+    )
+
+
+def _peers_table(name: str, found: Peers) -> Table:
+    rows = [(label, [_right(side.shares.get(kind)) for side in found.sides]) for kind, label in SHARES.items()]
+    bits = [side.bits_per_byte for side in found.sides]
+    rows.append(("bits per byte of text", [NOT_MEASURED if value is None else f"{value:.3f}" for value in bits]))
+    for key, label, factor, digits in COSTS:
+        costs = [side.costs.get(key) for side in found.sides]
+        rows.append((label, [NOT_MEASURED if cost is None else f"{cost * factor:.{digits}f}" for cost in costs]))
+    kept = tuple((label, *cells) for label, cells in rows if set(cells) != {NOT_MEASURED})
+    note = " ".join(["Brackets are 95 % intervals. The same questions, scored the same way.", *found.lines])
+    heads = ("", *(side.name for side in found.sides))
+    return Table(f"{found.task}, {found.items:,} questions, from {name}", heads, kept, note)
+
+
+def _right(share: Share | None) -> str:
+    if share is None:
+        return NOT_MEASURED
+    mean, low, high = (100 * value for value in (share.mean, share.low, share.high))
+    return f"{share.right} of {share.count}: {mean:.1f} % ({low:.1f} to {high:.1f})"
 
 
 def _quality_table(name: str, found: Evaluation) -> Table:
@@ -101,7 +125,7 @@ def _speed_table(caption: str, targets: Mapping[str, Mapping[str, Any]], note: s
 
 
 def _whose(data: ReportData, device: DeviceResults) -> str:
-    if device.manifest_sha256 == data.manifest_sha256:
+    if is_of(data, device):
         return " Of this very bundle, by the hash of its manifest."
     return " OF ANOTHER BUNDLE: the hash of its manifest is not this one's."
 
@@ -179,7 +203,7 @@ def unverified(data: ReportData) -> tuple[str, ...]:
     lines += [
         f"{name}: was not verified at all." for name in data.manifest.targets if name not in data.certificate.targets
     ]
-    lines += [line for is_missing, line in _ABSENT if is_missing(data)]
+    lines += _absent(data)
     if data.recipe is not None and data.recipe.method != "rtn":
         lines.append(
             "A bundle does not record which calibration text was read; without --calibration it is pocketlm's own."
@@ -188,26 +212,23 @@ def unverified(data: ReportData) -> tuple[str, ...]:
 
 
 _MEASURED = ("quantization", "conversion", "activation", "runtime", "total")
-_ABSENT: tuple[tuple[Callable[[ReportData], bool], str], ...] = (
-    (
-        lambda data: not any(device.verify and _is_ours(data, device) for device in data.devices.values()),
-        "No phone's replay of this bundle was given: parity on a phone is not shown.",
-    ),
-    (
-        lambda data: not data.evaluations,
-        "No evaluation on a text was given: quality is known from the certificate alone.",
-    ),
-    (
-        lambda data: not data.timings and not any(device.bench for device in data.devices.values()),
-        "No timings were given: nothing is said about speed.",
-    ),
-    (
-        lambda data: bool(data.evaluations),
-        "An evaluation's file does not name its bundle: that it belongs to this one is the word of who gave it.",
-    ),
-    (lambda data: bool(data.timings), "A file of timings does not name its bundle or computer either."),
-)
 
 
-def _is_ours(data: ReportData, device: DeviceResults) -> bool:
-    return device.manifest_sha256 == data.manifest_sha256
+def _absent(data: ReportData) -> list[str]:
+    """What was not given to the report, and what the files that were given do not prove."""
+    devices = data.devices.values()
+    timed = bool(data.timings) or any(device.bench for device in devices)
+    lines = []
+    if not any(device.verify and is_of(data, device) for device in devices):
+        lines.append("No phone's replay of this bundle was given: parity on a phone is not shown.")
+    if not data.evaluations and not data.peers:
+        lines.append("No evaluation was given: quality is known from the certificate alone.")
+    else:
+        lines.append(
+            "An evaluation's file does not name its bundle: that it belongs to this one is the word of who gave it."
+        )
+    if not timed:
+        lines.append("No timings were given: nothing is said about speed.")
+    elif data.timings:
+        lines.append("A computer's timings name neither the bundle nor the computer.")
+    return lines

@@ -12,10 +12,12 @@ from html import escape
 
 from .plain_text import plain
 from .report_facts import ERRORS, error_limits, kl_text, layer_columns, layer_errors, megabytes, target_sizes
+from .report_peers import Peers
 from .report_read import ReportData
 
 _LEFT, _RIGHT = 6.0, 94.0  # percent: labels of an axis are centred on its ends
 _ROW, _HEAD, _AXIS = 40, 28, 26  # pixels
+_LONGEST_NAME = 26  # characters beside a figure on a narrow screen
 _MOST_CELLS = 20000  # of a picture of layers: beyond, a page would take seconds to draw
 
 
@@ -81,7 +83,7 @@ def _error_row(y: int, name: str, value: float, limit: float | None, floor: floa
     shown = kl_text(value) + (f", limit {kl_text(limit)}" if limit is not None else "")
     middle = y + 28
     parts = [
-        _text("0", y + 14, name, ""),
+        _text("0", y + 14, plain(name, _LONGEST_NAME), ""),
         _text("100%", y + 14, shown, "", "end"),
         f'<line class="track" x1="{_LEFT}%" x2="{_RIGHT}%" y1="{middle}" y2="{middle}"/>',
     ]
@@ -171,6 +173,32 @@ def stream_picture(number: int, name: str, stream: Mapping[int, float]) -> str:
     return _picture(f"stream-{number}", title, said, bottom + _AXIS, parts)
 
 
+def peers_picture(number: int, found: Peers) -> str:
+    """Shares of right answers with their intervals, a row for each side; "" if no question had a right answer."""
+    rows = [(kind, side) for kind in ("choices", "answers") for side in found.sides if kind in side.shares]
+    if not rows:
+        return ""
+    parts, said = [], []
+    for part in (0.0, 0.25, 0.5, 0.75, 1.0):
+        x = _LEFT + part * (_RIGHT - _LEFT)
+        parts.append(_line(x, 0, len(rows) * _ROW, "grid"))
+        parts.append(_text(f"{x:.2f}%", len(rows) * _ROW + 18, f"{100 * part:.0f} %", "small", "middle"))
+    for index, (kind, side) in enumerate(rows):
+        share, middle = side.shares[kind], index * _ROW + 28
+        low, mean, high = (_LEFT + value * (_RIGHT - _LEFT) for value in (share.low, share.mean, share.high))
+        label = f"{100 * share.mean:.1f} % right"
+        parts += [
+            _text("0", middle - 14, f"{plain(side.name, _LONGEST_NAME)}, {kind}", ""),
+            _text("100%", middle - 14, label, "", "end"),
+            f'<line class="track" x1="{_LEFT}%" x2="{_RIGHT}%" y1="{middle}" y2="{middle}"/>',
+            f'<line class="interval" x1="{low:.2f}%" x2="{high:.2f}%" y1="{middle}" y2="{middle}"/>',
+            f'<circle class="dot" cx="{mean:.2f}%" cy="{middle}" r="6"/>',
+        ]
+        said.append(f"{plain(side.name, 80)}, {kind}: {label}")
+    title = f"Right answers with 95 % intervals, {plain(found.task, 80)}"
+    return _picture(f"peers-{number}", title, f"{'; '.join(said)}.", len(rows) * _ROW + _AXIS, parts)
+
+
 def _line(x: float, top: int, bottom: int, kind: str) -> str:
     return f'<line class="{kind}" x1="{x:.2f}%" x2="{x:.2f}%" y1="{top}" y2="{bottom}"/>'
 
@@ -181,7 +209,7 @@ def _text(x: str, y: float, text: str, kind: str, anchor: str = "start") -> str:
 
 
 def _safe(text: str) -> str:
-    return escape(plain(text, 200))
+    return escape(plain(text, 120))
 
 
 def _picture(key: str, title: str, description: str, height: int, parts: Sequence[str]) -> str:

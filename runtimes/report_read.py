@@ -19,6 +19,7 @@ from .certificate import Certificate, certificate_from_json
 from .device_results import DeviceResults, read_results
 from .evaluate import Candidate, Evaluation
 from .quality import Interval, Quality
+from .report_peers import Peers, is_peers, read_peers
 
 _Read = TypeVar("_Read")
 
@@ -47,7 +48,7 @@ class ReportData:
     certificate      by target; without those that were never verified
     changed          files that are missing, or not those that the manifest lists
     recipe           None if the manifest's is not one that this pocketlm can write down
-    evaluations, timings, devices  what was given, by file name
+    evaluations, peers, timings, devices  what was given, by file name
     """
 
     manifest: Manifest
@@ -58,6 +59,7 @@ class ReportData:
     recipe: Recipe | None
     tokenizer: TokenizerFacts | None
     evaluations: Mapping[str, Evaluation]
+    peers: Mapping[str, Peers]
     timings: Mapping[str, Timings]
     devices: Mapping[str, DeviceResults]
 
@@ -70,6 +72,7 @@ def read_report_data(bundle: Path, evaluations: Sequence[Path], benches: Sequenc
     manifest = read_manifest(bundle)
     where = bundle / MANIFEST_FILE
     certificate = _checked(where, "export the model again", lambda: _certificate(manifest))
+    found: dict[str, Evaluation | Peers] = {name: _read_evaluation(path) for name, path in _named(evaluations)}
     timings: dict[str, Timings] = {}
     devices: dict[str, DeviceResults] = {}
     for name, path in _named(benches):
@@ -83,7 +86,8 @@ def read_report_data(bundle: Path, evaluations: Sequence[Path], benches: Sequenc
         changed=tuple(changed_files(bundle, manifest)),
         recipe=_recipe(manifest.recipe),
         tokenizer=_tokenizer(bundle),
-        evaluations={name: _read_evaluation(path) for name, path in _named(evaluations)},
+        evaluations={name: each for name, each in found.items() if isinstance(each, Evaluation)},
+        peers={name: each for name, each in found.items() if isinstance(each, Peers)},
         timings=timings,
         devices=devices,
     )
@@ -196,9 +200,10 @@ def _timings(content: Mapping[str, Any]) -> Timings:
     return Timings("{:.0f} prompt tokens, {:.0f} new ones, {:.0f} threads".format(*counts), content["targets"])
 
 
-def _read_evaluation(path: Path) -> Evaluation:
-    content = _json(path, "give what `pocketlm eval --json` printed")
-    return _checked(path, "give what `pocketlm eval --json` printed", lambda: _evaluation(content))
+def _read_evaluation(path: Path) -> Evaluation | Peers:
+    remedy = "give what `pocketlm eval --json` printed"
+    content = _json(path, remedy)
+    return _checked(path, remedy, lambda: read_peers(content) if is_peers(content) else _evaluation(content))
 
 
 def _evaluation(content: Mapping[str, Any]) -> Evaluation:
@@ -210,8 +215,8 @@ def _evaluation(content: Mapping[str, Any]) -> Evaluation:
         size = int(_number(found["size_bytes"], "size_bytes"))
         candidates[_text(name, "a name")] = Candidate(_quality(found["quality"]), size, layers)
     source = None if content["source"] is None else _quality(content["source"])
-    counts = (int(_number(content[key], key)) for key in ("tokens", "sequences"))
-    return Evaluation(*counts, source, candidates)
+    tokens, sequences = (int(_number(content[key], key)) for key in ("tokens", "sequences"))
+    return Evaluation(tokens, sequences, source, candidates)
 
 
 def _quality(content: Mapping[str, Any]) -> Quality:
