@@ -30,6 +30,7 @@ from .cli_shared import examples, json_option, print_json
     type=click.Path(path_type=Path),
     help="What bench --json or a phone's app wrote; as often.",
 )
+@click.option("--plan", multiple=True, type=click.Path(path_type=Path), help="What plan --json printed; as often.")
 @click.option("--overwrite", is_flag=True, help="Replace files that are there.")
 @json_option
 def report_command(
@@ -39,6 +40,7 @@ def report_command(
     base_model: str | None,
     evaluation: tuple[Path, ...],
     bench: tuple[Path, ...],
+    plan: tuple[Path, ...],
     overwrite: bool,
     as_json: bool,
 ) -> None:
@@ -55,6 +57,7 @@ def report_command(
         base_model=base_model,
         evaluations=evaluation,
         benches=bench,
+        plans=plan,
         overwrite=overwrite,
     )
     if as_json:

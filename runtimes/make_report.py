@@ -25,6 +25,7 @@ def make_report(
     base_model: str | None = None,
     evaluations: Sequence[Path] = (),
     benches: Sequence[Path] = (),
+    plans: Sequence[Path] = (),
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write the page to ``output``, and a model card to ``card``; what was written, as a JSON object.
@@ -32,18 +33,19 @@ def make_report(
     base_model   the source's name on the Hub, for the card; None is the name that it was exported by, if that is one
     evaluations  files with what `pocketlm eval --json` printed
     benches      files with what `pocketlm bench --json` printed, or apps on phones wrote
+    plans        files with what `pocketlm plan --json` printed
 
     Nothing is run and nothing is loaded from a network. Raises InputError if the bundle or a file cannot be used, or an
     output exists and may not be replaced; then nothing is written.
     """
     bundle = Path(bundle)
-    data = read_report_data(bundle, evaluations, benches)
+    data = read_report_data(bundle, evaluations, benches, plans)
     contents = {Path(output): report_page(data)}
     if card is not None:
         if Path(os.path.realpath(card)) == Path(os.path.realpath(output)):
             raise InputError(f"{card}: page and card cannot be one file; name another with --card")
         contents[Path(card)] = model_card(data, base_model)
-    _check_outputs(contents, _inputs(bundle, data, [*evaluations, *benches]), overwrite)
+    _check_outputs(contents, _inputs(bundle, data, [*evaluations, *benches, *plans]), overwrite)
     _write_all({path: text.encode("utf-8") for path, text in contents.items()}, overwrite)
     found = verdict(data)
     return {

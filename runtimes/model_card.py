@@ -20,7 +20,7 @@ from .report_facts import (
     source_table,
     verdict,
 )
-from .report_measured import phone_table, quality_tables, replay_tables, speed_tables, unverified
+from .report_measured import phone_table, plan_tables, quality_tables, replay_tables, speed_tables, unverified
 from .report_read import ReportData
 
 # What has a meaning in the middle of a line (GitHub's and the Hub's dialect: pipes of tables, $ of formulas, addresses
@@ -79,7 +79,7 @@ def _body(data: ReportData) -> list[str]:
     for title, tables in (
         ("Quality", quality_tables(data)),
         ("Speed", speed_tables(data)),
-        ("Phones", (*replay_tables(data), *_phones(data))),
+        ("Phones", (*replay_tables(data), *plan_tables(data), *_phones(data))),
     ):
         if tables:
             lines += [f"## {title}", "", *(line for table in tables for line in _table(table))]

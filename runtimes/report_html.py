@@ -23,7 +23,7 @@ from .report_facts import (
     source_table,
     verdict,
 )
-from .report_measured import phone_table, quality_tables, replay_tables, speed_tables, unverified
+from .report_measured import phone_table, plan_tables, quality_tables, replay_tables, speed_tables, unverified
 from .report_pictures import certificate_picture, layer_picture, peers_picture, size_picture, stream_picture
 from .report_read import ReportData
 
@@ -101,6 +101,7 @@ def _tables(data: ReportData) -> dict[str, Any]:
         "quality": quality_tables(data),
         "speed": speed_tables(data),
         "replays": replay_tables(data),
+        "plans": plan_tables(data),
         "phones": phone_table(data),
         "files": file_table(data),
     }

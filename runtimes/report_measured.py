@@ -12,6 +12,7 @@ from .evaluate import Evaluation
 from .quality import Interval
 from .report_facts import NOT_MEASURED, Table, is_of, kl_text, megabytes, target_sizes
 from .report_peers import COSTS, SHARES, Peers, Share
+from .report_plan import Plan, Range
 from .report_read import ReportData, Timings
 
 _CACHE_BYTES = {"onnx": 4, "executorch": 4, "coreml": 2}  # of a number in the caches: fp32, fp32, fp16
@@ -150,6 +151,43 @@ def replay_tables(data: ReportData) -> tuple[Table, ...]:
     return tuple(tables)
 
 
+def plan_tables(data: ReportData) -> tuple[Table, ...]:
+    """One table for each file of `plan`: estimates, and whether they are for this recipe and context."""
+    return tuple(_plan_table(data, name, found) for name, found in data.plans.items())
+
+
+def _plan_table(data: ReportData, name: str, found: Plan) -> Table:
+    rows = tuple(
+        (
+            device.name,
+            device.target,
+            f"{device.needed_bytes / 1e6:,.0f} of {device.limit_bytes / 1e6:,.0f}",
+            _between(device.first_token_seconds),
+            _between(device.tokens_per_second),
+            _between(device.joules_per_token),
+            device.verdict,
+        )
+        for device in found.devices
+    )
+    recipe = None if data.recipe is None else data.recipe.name
+    same = (found.recipe, found.context) == (recipe, data.manifest.context)
+    warning = "" if same else " THAT IS NOT THIS BUNDLE'S RECIPE AND CONTEXT."
+    note = (
+        f"For {found.model} by {found.recipe} with a context of {found.context:,} tokens, from {name}.{warning} "
+        "Estimated from the model's configuration and published figures of the devices; nothing was run there."
+    )
+    heads = ("device", "target", "memory, MB", "first token, s", "tokens/s", "J/token", "verdict")
+    return Table("Plan for named devices (estimate)", heads, rows, note)
+
+
+def _between(found: Range) -> str:
+    return f"{_short(found.low)}–{_short(found.high)}"
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
 def cache_bytes(data: ReportData, target: str) -> int:
     """Of the keys and values of a whole context, as this target stores them."""
     values = sum(2 * layer.attention.kv_width for layer in data.config.layers)
@@ -178,12 +216,12 @@ def phone_table(data: ReportData) -> Table:
         "What an app may use is from public sources or a rule, and was measured by none of us."
     )
     return Table(
-        "Share of what one app may use of a phone's memory (estimate)", ("phone", "app may use", *needed), rows, note
+        "Share of what one app may use of the memory (estimate)", ("device", "app may use", *needed), rows, note
     )
 
 
 def _share(device: Device, target: str, needed: int) -> str:
-    if target == "coreml" and not device.key.startswith("iphone"):
+    if target == "coreml" and not device.name.startswith("Apple "):
         return "–"
     share = 100 * needed / device.app_bytes
     return f"{'' if share <= 100 else 'too large: '}{share:,.0f}\N{NO-BREAK SPACE}%"

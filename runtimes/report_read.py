@@ -20,6 +20,7 @@ from .device_results import DeviceResults, read_results
 from .evaluate import Candidate, Evaluation
 from .quality import Interval, Quality
 from .report_peers import Peers, is_peers, read_peers
+from .report_plan import Plan, read_plan
 
 _Read = TypeVar("_Read")
 
@@ -48,7 +49,7 @@ class ReportData:
     certificate      by target; without those that were never verified
     changed          files that are missing, or not those that the manifest lists
     recipe           None if the manifest's is not one that this pocketlm can write down
-    evaluations, peers, timings, devices  what was given, by file name
+    evaluations, peers, plans, timings, devices  what was given, by file name
     """
 
     manifest: Manifest
@@ -60,11 +61,14 @@ class ReportData:
     tokenizer: TokenizerFacts | None
     evaluations: Mapping[str, Evaluation]
     peers: Mapping[str, Peers]
+    plans: Mapping[str, Plan]
     timings: Mapping[str, Timings]
     devices: Mapping[str, DeviceResults]
 
 
-def read_report_data(bundle: Path, evaluations: Sequence[Path], benches: Sequence[Path]) -> ReportData:
+def read_report_data(
+    bundle: Path, evaluations: Sequence[Path], benches: Sequence[Path], plans: Sequence[Path]
+) -> ReportData:
     """Read a bundle and the files of measurements; its artifacts are hashed, but not run.
 
     Raises InputError for whatever is damaged or something else than it was given for.
@@ -88,6 +92,7 @@ def read_report_data(bundle: Path, evaluations: Sequence[Path], benches: Sequenc
         tokenizer=_tokenizer(bundle),
         evaluations={name: each for name, each in found.items() if isinstance(each, Evaluation)},
         peers={name: each for name, each in found.items() if isinstance(each, Peers)},
+        plans={name: _read_plan(path) for name, path in _named(plans)},
         timings=timings,
         devices=devices,
     )
@@ -204,6 +209,12 @@ def _read_evaluation(path: Path) -> Evaluation | Peers:
     remedy = "give what `pocketlm eval --json` printed"
     content = _json(path, remedy)
     return _checked(path, remedy, lambda: read_peers(content) if is_peers(content) else _evaluation(content))
+
+
+def _read_plan(path: Path) -> Plan:
+    remedy = "give what `pocketlm plan --json` printed"
+    content = _json(path, remedy)
+    return _checked(path, remedy, lambda: read_plan(content))
 
 
 def _evaluation(content: Mapping[str, Any]) -> Evaluation:

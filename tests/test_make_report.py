@@ -117,7 +117,7 @@ def test_parameters_are_those_of_the_checkpoint(exported, tiny_folder):
 
     with safe_open(tiny_folder / "model.safetensors", "np") as file:
         wanted = sum(file.get_tensor(name).size for name in file.keys())  # noqa: SIM118
-    assert parameters(read_report_data(exported, (), ()).manifest) == wanted
+    assert parameters(read_report_data(exported, (), (), ()).manifest) == wanted
 
 
 def test_caches_are_as_large_as_the_graph_declares(exported):
@@ -127,7 +127,7 @@ def test_caches_are_as_large_as_the_graph_declares(exported):
     caches = [value.type.tensor_type for value in graph.input if value.name.startswith("past_key_values")]
     assert {cache.elem_type for cache in caches} == {onnx.TensorProto.FLOAT}
     values = sum(cache.shape.dim[1].dim_value * cache.shape.dim[3].dim_value for cache in caches)
-    assert cache_bytes(read_report_data(exported, (), ()), "onnx") == 4 * 64 * values > 0
+    assert cache_bytes(read_report_data(exported, (), (), ()), "onnx") == 4 * 64 * values > 0
 
 
 def test_page_is_well_formed_and_loads_nothing(exported, tmp_path):
@@ -154,7 +154,7 @@ def test_page_is_well_formed_and_loads_nothing(exported, tmp_path):
 
 
 def test_same_inputs_give_same_bytes_without_a_path(exported, tmp_path):
-    moved = Path(shutil.copytree(exported, tmp_path / "elsewhere" / "moved"))
+    moved = Path(shutil.copytree(exported, tmp_path / "elsewhere" / "carried-off"))
     files = []
     for index, place in enumerate((exported, moved)):
         folder = tmp_path / f"out{index}"
@@ -164,7 +164,7 @@ def test_same_inputs_give_same_bytes_without_a_path(exported, tmp_path):
     assert files[0] == files[1]
     for content in files[0]:
         assert str(tmp_path.parent).encode() not in content
-        assert b"moved" not in content
+        assert b"carried-off" not in content
 
 
 def hostile_bundle(bundle):
@@ -199,6 +199,7 @@ def hostile_measurements(tmp_path):
     content = {
         "eval.json": {"tokens": 5, "sequences": 1, "source": None, "candidates": {HOSTILE: candidate}},
         "peers.json": peers(HOSTILE),
+        "plan.json": plan(HOSTILE),
         "phone.json": phone,
         "bench.json": {"prompt_tokens": 1, "new_tokens": 1, "threads": 1, "targets": {HOSTILE: target}},
     }
@@ -207,6 +208,7 @@ def hostile_measurements(tmp_path):
     return {
         "evaluations": [tmp_path / "eval.json", tmp_path / "peers.json"],
         "benches": [tmp_path / "phone.json", tmp_path / "bench.json"],
+        "plans": [tmp_path / "plan.json"],
     }
 
 
@@ -227,6 +229,17 @@ def peers(name):
         "task": {"name": name, "about": about, "items": 40}, "method": {}, "sides": [side, side | {"name": "peer"}],
         "paired": paired, "notes": [name], "answers": [],
     }  # fmt: skip
+
+
+def plan(name):
+    """As `plan --json` writes it, as far as it is read."""
+    estimate = {"low": 0.25, "typical": 0.5, "high": 12.0}
+    device = {
+        "device": "phone", "name": name, "target": name, "limit_bytes": 2_000_000_000, "needed_bytes": 500_000_000,
+        "verdict": name, "reason": name, "remedies": [], "first_token_seconds": estimate,
+        "tokens_per_second": estimate, "joules_per_token": estimate,
+    }  # fmt: skip
+    return {"model": name, "recipe": "int4", "context": 128, "parameters": 5, "targets": {}, "devices": [device]}
 
 
 def test_hostile_text_stays_text_on_the_page(bundle, tmp_path):
@@ -395,6 +408,22 @@ def test_measurements_are_shown_as_they_were_given(bundle, tmp_path):
     assert page.text.count("decode, tokens/s8") == 3
 
 
+def test_a_plan_is_shown_as_an_estimate_and_held_against_the_bundle(bundle, tmp_path):
+    (tmp_path / "plan.json").write_text(json.dumps(plan("Some Phone")))
+    text = page_of(bundle, tmp_path, plans=[tmp_path / "plan.json"]).text
+    assert "Some PhoneSome Phone500 of 2,0000.25–120.25–120.25–12Some Phone" in text
+    assert "For Some Phone by int4 with a context of 128 tokens, from plan.json." in text
+    assert "THAT IS NOT" in text  # this bundle's recipe cannot be read
+    recipe = {
+        "name": "int4", "linear": {"kind": "int4", "group": 32}, "embedding": {"kind": "int8", "group": None},
+        "overrides": {}, "thresholds": {}, "method": "rtn",
+    }  # fmt: skip
+    change(bundle, recipe=recipe)
+    assert "THAT IS NOT" not in page_of(bundle, tmp_path, plans=[tmp_path / "plan.json"]).text
+    change(bundle, recipe=recipe, context=64)
+    assert "THAT IS NOT" in page_of(bundle, tmp_path, plans=[tmp_path / "plan.json"]).text
+
+
 def test_a_tuned_recipe_is_written_out_and_names_are_quoted(bundle, tmp_path):
     recipe = {
         "name": "mine", "linear": {"kind": "int4", "group": 64}, "embedding": {"kind": "int8", "group": None},
@@ -429,6 +458,7 @@ def test_experts_share_a_cell_that_shows_the_worst(bundle, tmp_path):
         ),
         ("--evaluation", '{"sides": []}', "damaged"),
         ("--bench", "{}", "measure again"),
+        ("--plan", "{}", "give what `pocketlm plan --json` printed"),
         ("--bench", '{"kind": "device"}', "damaged"),
         ("--bench", '{"prompt_tokens": true, "new_tokens": 1, "threads": 1, "targets": {}}', "prompt_tokens is True"),
     ],
