@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .cli_shared import examples, json_option, print_json
+from .cli_shared import examples, json_option, print_json, progress_for
 
 
 @click.command(
@@ -59,6 +59,7 @@ def report_command(
         benches=bench,
         plans=plan,
         overwrite=overwrite,
+        progress=progress_for(as_json),
     )
     if as_json:
         print_json(written)

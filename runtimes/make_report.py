@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from ..errors import InputError
 from ..export.bundle import MANIFEST_FILE
 from .model_card import model_card
+from .progress import Progress, silent
 from .report_facts import verdict
 from .report_html import report_page
 from .report_read import ReportData, read_report_data
@@ -27,6 +29,7 @@ def make_report(
     benches: Sequence[Path] = (),
     plans: Sequence[Path] = (),
     overwrite: bool = False,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Write the page to ``output``, and a model card to ``card``; what was written, as a JSON object.
 
@@ -39,7 +42,8 @@ def make_report(
     output exists and may not be replaced; then nothing is written.
     """
     bundle = Path(bundle)
-    data = read_report_data(bundle, evaluations, benches, plans)
+    with progress("Hashing the files"):
+        data = read_report_data(bundle, evaluations, benches, plans)
     contents = {Path(output): report_page(data)}
     if card is not None:
         if Path(os.path.realpath(card)) == Path(os.path.realpath(output)):
@@ -84,14 +88,14 @@ def _write_all(contents: Mapping[Path, bytes], overwrite: bool) -> None:
     with _partial_files(finals) as partial:
         try:
             for final, file in partial.items():
-                if overwrite:
-                    file.replace(final)
-                else:
-                    os.link(file, final)  # unlike a rename, refuses what somebody put there meanwhile
-                    placed.append(final)
+                new = not final.exists()
+                if not new and not overwrite:  # somebody put it there meanwhile
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+                file.replace(final)
+                placed += [final] if new else []
         except OSError as error:
-            for final in placed:
-                final.unlink(missing_ok=True)
+            for done in placed:
+                done.unlink(missing_ok=True)
             raise InputError(f"{final}: cannot be written ({error.strerror}); nothing was left there") from error
 
 
@@ -101,16 +105,15 @@ def _partial_files(contents: Mapping[Path, bytes]) -> Iterator[dict[Path, Path]]
     files: dict[Path, Path] = {}
     try:
         for final, content in contents.items():
+            partial = final.parent / f".{final.name[:80]}.{secrets.token_hex(6)}.partial"
             try:
-                number, name = tempfile.mkstemp(prefix=f".{final.name[:80]}.", suffix=".partial", dir=final.parent)
-                files[final] = Path(name)
-                with os.fdopen(number, "wb") as opened:
-                    opened.write(content)
-                Path(name).chmod(0o644)
+                with partial.open("xb") as file:
+                    files[final] = partial
+                    file.write(content)
             except OSError as error:
                 raise InputError(f"{final}: cannot be written ({error.strerror})") from error
         yield files
     finally:
-        for file in files.values():
+        for partial in files.values():
             with suppress(OSError):
-                file.unlink(missing_ok=True)
+                partial.unlink(missing_ok=True)
