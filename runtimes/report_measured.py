@@ -122,7 +122,23 @@ def _speed_table(caption: str, targets: Mapping[str, Mapping[str, Any]], note: s
         (label, *(f"{float(target[key]) * factor:,.{digits}f}" for target in targets.values()))
         for label, key, factor, digits in _SPEED
     )
-    return Table(caption, ("", *targets), rows, note)
+    return Table(caption, ("", *targets), (*rows, *_by_length(targets)), note)
+
+
+def _by_length(targets: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Decoding behind prompts of several lengths, where that was measured; the first stands above already."""
+    measured = [target.get("lengths", {}) for target in targets.values()]
+    lengths = list(dict.fromkeys(length for each in measured for length in each))
+    return [
+        (
+            f"decode behind {length} tokens, tokens/s",
+            *(
+                f"{each[length]['decode_tokens_per_second']:,.0f}" if length in each else NOT_MEASURED
+                for each in measured
+            ),
+        )
+        for length in lengths[1:]
+    ]
 
 
 def _whose(data: ReportData, device: DeviceResults) -> str:

@@ -202,6 +202,8 @@ def _timings(content: Mapping[str, Any]) -> Timings:
         _text(target["evaluated_by"], "evaluated_by")
         for key in FIGURES:
             _number(target[key], key)
+        for length in target.get("lengths", {}).values():
+            _number(length["decode_tokens_per_second"], "decode_tokens_per_second")
     return Timings("{:.0f} prompt tokens, {:.0f} new ones, {:.0f} threads".format(*counts), content["targets"])
 
 

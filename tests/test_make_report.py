@@ -385,7 +385,10 @@ def test_measurements_are_shown_as_they_were_given(bundle, tmp_path):
     (tmp_path / "eval.json").write_text(json.dumps(evaluation))
     (tmp_path / "peers.json").write_text(json.dumps(peers("a task")))
     phone = json.loads(PHONE.read_text())
-    target = phone["bench"]["targets"]["onnx"] | {"evaluated_by": "onnxruntime"}
+    target = phone["bench"]["targets"]["onnx"] | {
+        "evaluated_by": "onnxruntime",
+        "lengths": {"20": {"decode_tokens_per_second": 8.0}, "512": {"decode_tokens_per_second": 6.4}},
+    }
     (tmp_path / "bench.json").write_text(
         json.dumps({"prompt_tokens": 20, "new_tokens": 10, "threads": 4, "targets": {"onnx": target}})
     )
@@ -401,6 +404,7 @@ def test_measurements_are_shown_as_they_were_given(bundle, tmp_path):
         "30 of 40: 75.0 % (60.0 to 86.0)", "only a task 10, only peer 4", "p = 0.18", "On Phone 1, Android 14",
         "Of this very bundle, by the hash of its manifest", "OF ANOTHER BUNDLE", "onnx: by onnxruntime",
         "executorch: the replay on Phone 1 failed", "layer 1: 12.50 %", "a task, 40 questions, from peers.json",
+        "decode behind 512 tokens, tokens/s6",
     ):  # fmt: skip
         assert words in page.text, words
     assert "18.60 ±" not in page.text
