@@ -159,6 +159,8 @@ def _recipe(content: Mapping[str, Any]) -> Recipe | None:
         formats = {pattern: Format(**each) for pattern, each in content["overrides"].items()}
         linear, embedding = Format(**content["linear"]), Format(**content["embedding"])
         recipe = Recipe(**{**content, "linear": linear, "embedding": embedding, "overrides": formats})
+        for name, limit in recipe.thresholds.items():
+            _number(limit, name)
     except (KeyError, TypeError, AttributeError):
         return None
     kinds = [each.kind for each in (linear, embedding, *formats.values())]
@@ -181,13 +183,27 @@ def _sort_bench(
 ) -> None:
     """Put into ``timings`` and ``devices`` what a file holds: a computer's figures, phones', or both."""
     if content.get("kind") == "device":
-        devices[name] = read_results(json.dumps(content), name)
+        devices[name] = _device(content, name)
         return
     phones = content.get("devices", [])
     for index, phone in enumerate(phones):
-        devices[f"{name}, {index + 1}"] = read_results(json.dumps(phone), name)
+        devices[f"{name}, {index + 1}"] = _device(phone, name)
     if "targets" in content or not phones:
         timings[name] = _timings(content)
+
+
+def _device(content: Any, name: str) -> DeviceResults:
+    """A phone's results whose figures are figures."""
+    found = read_results(json.dumps(content), name)
+    for replay in found.verify.values():
+        _number(replay["tolerance_kl"], "tolerance_kl")
+        if "kl" in replay:
+            _number(replay["kl"], "kl")
+    if found.error is not None:
+        _text(found.error, "error")
+    if found.bench is not None:
+        _check_figures(found.bench["targets"])
+    return found
 
 
 FIGURES = (
@@ -200,11 +216,16 @@ def _timings(content: Mapping[str, Any]) -> Timings:
     counts = [_number(content[key], key) for key in ("prompt_tokens", "new_tokens", "threads")]
     for target in content["targets"].values():
         _text(target["evaluated_by"], "evaluated_by")
+    _check_figures(content["targets"])
+    return Timings("{:.0f} prompt tokens, {:.0f} new ones, {:.0f} threads".format(*counts), content["targets"])
+
+
+def _check_figures(targets: Mapping[str, Mapping[str, Any]]) -> None:
+    for target in targets.values():
         for key in FIGURES:
             _number(target[key], key)
         for length in target.get("lengths", {}).values():
             _number(length["decode_tokens_per_second"], "decode_tokens_per_second")
-    return Timings("{:.0f} prompt tokens, {:.0f} new ones, {:.0f} threads".format(*counts), content["targets"])
 
 
 def _read_evaluation(path: Path) -> Evaluation | Peers:

@@ -1,8 +1,10 @@
 """`report`: the page and the card, of sound bundles, of hostile ones, and of those that were never verified."""
 
 import base64
+import copy
 import hashlib
 import json
+import random
 import re
 import shutil
 from html.parser import HTMLParser
@@ -476,6 +478,66 @@ def test_files_that_are_something_else_are_named(bundle, tmp_path, capsys, optio
     assert error.count("\n") == 1
     assert "given.json" in error
     assert sorted(tmp_path.iterdir()) == before
+
+
+def places(content, path=()):
+    """The path of each value in a JSON document."""
+    yield path
+    inner = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for key, value in inner:
+        yield from places(value, (*path, key))
+
+
+def with_odd_value(content, path, value):
+    if not path:
+        return value
+    content = copy.copy(content)
+    content[path[0]] = with_odd_value(content[path[0]], path[1:], value)
+    return content
+
+
+ODD = (None, "x", [], {}, float("nan"), -1, 1e308, True, 0, [1], {"a": 1}, 10**30, "\ud800")
+
+
+@pytest.mark.parametrize("kind", ["manifest", "plans", "evaluations", "benches"])
+def test_any_damage_is_shown_or_refused_but_never_a_bug(bundle, tmp_path, kind):
+    manifest = json.loads((bundle / "pocketlm.json").read_text())
+    manifest["recipe"] = {
+        "name": "int4", "linear": {"kind": "int4", "group": 32}, "embedding": {"kind": "int8", "group": None},
+        "overrides": {"a": {"kind": "int8", "group": None}}, "thresholds": {"total.kl": 1.0}, "method": "rtn",
+    }  # fmt: skip
+    sound = {
+        "manifest": manifest, "plans": plan("a"), "evaluations": peers("a"), "benches": json.loads(PHONE.read_text()),
+    }[kind]  # fmt: skip
+    draw, paths, outcomes = random.Random(0), list(places(sound)), set()
+    for _ in range(40):
+        damaged = json.dumps(with_odd_value(sound, draw.choice(paths), draw.choice(ODD)))
+        file = bundle / "pocketlm.json" if kind == "manifest" else tmp_path / "given.json"
+        file.write_text(damaged)
+        options = {} if kind == "manifest" else {kind: [file]}
+        try:
+            make_report(bundle, tmp_path / "p.html", card=tmp_path / "c.md", overwrite=True, **options)
+            outcomes.add("shown")
+        except InputError:
+            outcomes.add("refused")
+    assert outcomes == {"shown", "refused"}
+
+
+@pytest.mark.parametrize("damage", ["kl", "error", "lengths", "rate", "bench"])
+def test_a_phones_figures_must_be_figures(bundle, tmp_path, damage):
+    phone = json.loads(PHONE.read_text())
+    target = phone["bench"]["targets"]["onnx"]
+    if damage == "kl":
+        phone["verify"]["executorch"]["kl"] = "small"
+    elif damage == "error":
+        phone["error"] = [1]
+    elif damage == "bench":
+        phone["bench"] = 5
+    else:
+        target |= {"lengths": 5} if damage == "lengths" else {"decode_tokens_per_second": "8"}
+    (tmp_path / "phone.json").write_text(json.dumps(phone))
+    with pytest.raises(InputError, match="damaged"):
+        make_report(bundle, tmp_path / "p.html", benches=[tmp_path / "phone.json"])
 
 
 @pytest.mark.parametrize(
