@@ -126,13 +126,15 @@ def model_table(data: ReportData) -> Table:
     manifest, config = data.manifest, data.config
     attention = config.layers[0].attention
     heads = f"{attention.heads} query and {attention.kv_heads} key/value heads of {attention.head_dim}"
+    mixture = next((layer.mlp.experts for layer in config.layers if layer.mlp.experts is not None), None)
+    experts = f"; {mixture.active} of {mixture.count} experts for each token" if mixture else ""
     family = FAMILIES.get(config.model_type)
     formats = Counter(prints["format"].rpartition(" ")[0] for prints in manifest.weights.values())
     rows = (
         ("Name", manifest.name),
         ("Family", config.model_type + (f" (as {family.models})" if family else "")),
         ("Parameters", count_text(parameters(manifest))),
-        ("Shape", f"{len(config.layers)} layers, width {config.hidden_size}, {heads} in the first layer"),
+        ("Shape", f"{len(config.layers)} layers, width {config.hidden_size}, {heads} in the first layer{experts}"),
         ("Context", f"{manifest.context:,} tokens here; the model was made for {_made_for(manifest)}"),
         ("Vocabulary", f"{config.vocab_size:,}{', table and head shared' if config.tie_word_embeddings else ''}"),
         ("Tokenizer", _tokenizer(data)),

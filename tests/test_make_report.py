@@ -441,6 +441,12 @@ def test_a_tuned_recipe_is_written_out_and_names_are_quoted(bundle, tmp_path):
     assert '"model.layers.0.*" = { kind = "int8" }' in text
 
 
+def test_a_mixture_says_how_many_experts_work(bundle, tmp_path):
+    config = change(bundle)["config"]
+    change(bundle, config=config | {"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2})
+    assert "; 2 of 8 experts for each token" in page_of(bundle, tmp_path).text
+
+
 def test_experts_share_a_cell_that_shows_the_worst(bundle, tmp_path):
     errors = {
         f"model.layers.0.mlp.experts.{expert}.gate_proj.weight": error for expert, error in enumerate((0.1, 0.3, 0.2))
