@@ -237,7 +237,7 @@ def _perplexity(target: TargetCertificate) -> str:
 
 def _exactness(target: TargetCertificate) -> str:
     found = target.exactness
-    return "not run" if found is None else f"{kl_text(found.deviation)} ({found.programs} programs)"
+    return "not run" if found is None else f"{kl_text(found.deviation)} ({found.programs})"
 
 
 def _identity(target: TargetCertificate) -> str:
@@ -253,7 +253,7 @@ _CERTIFICATE_ROWS: tuple[tuple[str, Callable[[TargetCertificate], str]], ...] = 
     *((f"{name} error, KL", partial(_error_row, name)) for name in ("activation", "quantization", "total")),
     ("same most likely token, total", _top),
     ("perplexity against the source, total", _perplexity),
-    ("single operations, relative", _exactness),
+    ("single operations, relative (programs)", _exactness),
     ("positions measured", lambda target: str(target.positions)),
 )
 
