@@ -31,10 +31,12 @@ def _peers_table(name: str, found: Peers) -> Table:
     bits = [side.bits_per_byte for side in found.sides]
     rows.append(("bits per byte of text", [NOT_MEASURED if value is None else f"{value:.3f}" for value in bits]))
     for key, label, factor, digits in COSTS:
+        absent = "not given" if key.startswith("price") else NOT_MEASURED
         costs = [side.costs.get(key) for side in found.sides]
-        rows.append((label, [NOT_MEASURED if cost is None else f"{cost * factor:.{digits}f}" for cost in costs]))
-    kept = tuple((label, *cells) for label, cells in rows if set(cells) != {NOT_MEASURED})
-    note = " ".join(["Brackets are 95 % intervals. The same questions, scored the same way.", *found.lines])
+        rows.append((label, [absent if cost is None else f"{cost * factor:.{digits}f}" for cost in costs]))
+    kept = tuple((label, *cells) for label, cells in rows if not set(cells) <= {NOT_MEASURED, "not given"})
+    said = [f"{line[:1].upper()}{line[1:].rstrip('.')}." for line in found.lines]
+    note = " ".join(["Brackets are 95 % intervals. The same questions, scored the same way.", *said])
     heads = ("", *(side.name for side in found.sides))
     return Table(f"{found.task}, {found.items:,} questions, from {name}", heads, kept, note)
 
@@ -184,6 +186,7 @@ def _plan_table(data: ReportData, name: str, found: Plan) -> Table:
             device.verdict,
         )
         for device in found.devices
+        if device.target in data.manifest.targets
     )
     recipe = None if data.recipe is None else data.recipe.name
     same = (found.recipe, found.context) == (recipe, data.manifest.context)

@@ -237,11 +237,12 @@ def plan(name):
     """As `plan --json` writes it, as far as it is read."""
     estimate = {"low": 0.25, "typical": 0.5, "high": 12.0}
     device = {
-        "device": "phone", "name": name, "target": name, "limit_bytes": 2_000_000_000, "needed_bytes": 500_000_000,
+        "device": "phone", "name": name, "target": "onnx", "limit_bytes": 2_000_000_000, "needed_bytes": 500_000_000,
         "verdict": name, "reason": name, "remedies": [], "first_token_seconds": estimate,
         "tokens_per_second": estimate, "joules_per_token": estimate,
     }  # fmt: skip
-    return {"model": name, "recipe": "int4", "context": 128, "parameters": 5, "targets": {}, "devices": [device]}
+    devices = [device, device | {"name": "without its artifact", "target": "coreml"}]
+    return {"model": name, "recipe": "int4", "context": 128, "parameters": 5, "targets": {}, "devices": devices}
 
 
 def test_hostile_text_stays_text_on_the_page(bundle, tmp_path):
@@ -417,7 +418,8 @@ def test_measurements_are_shown_as_they_were_given(bundle, tmp_path):
 def test_a_plan_is_shown_as_an_estimate_and_held_against_the_bundle(bundle, tmp_path):
     (tmp_path / "plan.json").write_text(json.dumps(plan("Some Phone")))
     text = page_of(bundle, tmp_path, plans=[tmp_path / "plan.json"]).text
-    assert "Some PhoneSome Phone500 of 2,0000.25–120.25–120.25–12Some Phone" in text
+    assert "Some Phoneonnx500 of 2,0000.25–120.25–120.25–12Some Phone" in text
+    assert "without its artifact" not in text
     assert "For Some Phone by int4 with a context of 128 tokens, from plan.json." in text
     assert "THAT IS NOT" in text  # this bundle's recipe cannot be read
     recipe = {
