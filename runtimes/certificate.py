@@ -128,8 +128,8 @@ def error_from_json(content: Mapping[str, Any] | None) -> Error | None:
 def certificate_from_json(content: Mapping[str, Any]) -> Certificate:
     """Read back what ``Certificate.to_json`` gave; an empty object is a certificate of no target.
 
-    Raises KeyError, TypeError, ValueError or AttributeError for anything else. Numbers may be infinite or no number, as
-    those of a failed one are.
+    Raises KeyError, TypeError, ValueError, OverflowError or AttributeError for anything else. Numbers may be
+    infinite or no number, as those of a failed one are.
     """
     targets = content.get("targets", {})
     if not isinstance(targets, dict):
@@ -171,6 +171,8 @@ def _checked(record: _Record) -> _Record:
             continue
         if not isinstance(value, _KINDS[kind]) or (isinstance(value, bool) and kind != "bool"):
             raise TypeError(f"{field.name} is {value!r}")
+        if kind == "float":
+            float(value)  # an integer may be too large for one
     return record
 
 

@@ -57,13 +57,20 @@ class Verdict:
     lines: tuple[str, ...]
 
 
+def unmeasured(target: TargetCertificate) -> list[str]:
+    """The errors that a certificate lacks."""
+    return [error for error in ERRORS if getattr(target, error) is None]
+
+
 def is_of(data: ReportData, device: DeviceResults) -> bool:
     """Whether a phone's results are those of this very bundle."""
     return device.manifest_sha256 == data.manifest_sha256
 
 
 def _failures(data: ReportData) -> list[str]:
-    here = [f"{name}: {line}" for name, target in data.certificate.targets.items() for line in target.failures]
+    targets = data.certificate.targets.items()
+    here = [f"{name}: {line}" for name, target in targets for line in target.failures]
+    here += [f"{name}: its weights are not the canonical ones" for name, t in targets if not t.weights_identical]
     return here + [
         f"{name}: the replay on {device.model} failed"
         for device in data.devices.values()
@@ -79,7 +86,9 @@ def verdict(data: ReportData) -> Verdict:
     held = data.manifest.targets
     unjudged = [name for name in held if name not in judged]
     failures = _failures(data)
-    lines = [*failures, *(f"{name}: has no certificate; nothing is known of what it computes" for name in unjudged)]
+    gaps = [f"{name}: has no certificate; nothing is known of what it computes" for name in unjudged]
+    gaps += [f"{name}: {', '.join(missing)} not measured" for name in judged if (missing := unmeasured(judged[name]))]
+    lines = failures + gaps
     if data.changed:
         more = f" and {len(data.changed) - 3} more" if len(data.changed) > 3 else ""
         lines.append(
@@ -93,14 +102,16 @@ def verdict(data: ReportData) -> Verdict:
         return Verdict("bad", "The files are not those that were verified", tuple(lines))
     if not any(name in judged for name in held):
         return Verdict("bad", "Not verified: there is no certificate", tuple(lines))
-    if unjudged:
+    if gaps:
         return Verdict("partly", "Only a part was verified", tuple(lines))
     return Verdict("good", f"Verified: {', '.join(held)} computed what the model computes, within limits", ())
 
 
 def parameters(manifest: Manifest) -> int | None:
     """Weights of all tensors, a table that is shared counted once; None if a shape cannot be read."""
-    shapes = [re.fullmatch(r".* (\d+(?:x\d+)*)", prints["format"]) for prints in manifest.weights.values()]
+    shapes = [
+        re.fullmatch(r".* (\d{1,12}(?:x\d{1,12}){0,3})", prints["format"]) for prints in manifest.weights.values()
+    ]
     if not shapes or None in shapes:
         return None
     return sum(math.prod(map(int, shape.group(1).split("x"))) for shape in shapes if shape is not None)

@@ -85,7 +85,7 @@ def read_report_data(
     return ReportData(
         manifest=manifest,
         manifest_sha256=hashlib.sha256(where.read_bytes()).hexdigest(),
-        config=parse_config(manifest.config, manifest.context),
+        config=_checked(where, "export the model again", lambda: parse_config(manifest.config, manifest.context)),
         certificate=certificate,
         changed=tuple(changed_files(bundle, manifest)),
         recipe=_recipe(manifest.recipe),
@@ -110,7 +110,7 @@ def _named(paths: Sequence[Path]) -> list[tuple[str, Path]]:
 def _checked(path: Path, remedy: str, read: Callable[[], _Read]) -> _Read:
     try:
         return read()
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: damaged ({type(error).__name__}: {error}); {remedy}") from error
@@ -133,7 +133,9 @@ def _certificate(manifest: Manifest) -> Certificate:
         _text(note, "a note")
     for name, entry in {**manifest.source, **manifest.files}.items():
         _text(entry.sha256, f"sha256 of {name}")
-        if not isinstance(entry.size_bytes, int) or isinstance(entry.size_bytes, bool) or entry.size_bytes < 0:
+        if not isinstance(entry.size_bytes, int) or isinstance(entry.size_bytes, bool):
+            raise TypeError(f"size of {name} is {entry.size_bytes!r}")
+        if not 0 <= entry.size_bytes < 1 << 63:
             raise TypeError(f"size of {name} is {entry.size_bytes!r}")
     for name, prints in manifest.weights.items():
         _text(prints["format"], f"format of {name}")
@@ -161,7 +163,7 @@ def _recipe(content: Mapping[str, Any]) -> Recipe | None:
         recipe = Recipe(**{**content, "linear": linear, "embedding": embedding, "overrides": formats})
         for name, limit in recipe.thresholds.items():
             _number(limit, name)
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError, OverflowError):
         return None
     kinds = [each.kind for each in (linear, embedding, *formats.values())]
     return recipe if all(isinstance(text, str) for text in (recipe.name, recipe.method, *kinds)) else None
@@ -265,6 +267,6 @@ def _interval(content: Mapping[str, Any]) -> Interval:
     """The ends of an interval may be infinite: those of a single sequence are."""
     found = Interval(**content)
     for value in (found.mean, found.low, found.high):
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or value != value:
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or float(value) != value:
             raise TypeError(f"{value!r} is no number")
     return found
