@@ -521,7 +521,7 @@ def test_any_damage_is_shown_or_refused_but_never_a_bug(bundle, tmp_path, kind):
         "manifest": manifest, "plans": plan("a"), "evaluations": peers("a"), "benches": json.loads(PHONE.read_text()),
     }[kind]  # fmt: skip
     draw, paths, outcomes = random.Random(0), list(places(sound)), set()
-    for _ in range(40):
+    for _ in range(25):
         damaged = json.dumps(with_odd_value(sound, draw.choice(paths), draw.choice(ODD)))
         file = bundle / "pocketlm.json" if kind == "manifest" else tmp_path / "given.json"
         file.write_text(damaged)
