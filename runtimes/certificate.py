@@ -171,8 +171,8 @@ def _checked(record: _Record) -> _Record:
             continue
         if not isinstance(value, _KINDS[kind]) or (isinstance(value, bool) and kind != "bool"):
             raise TypeError(f"{field.name} is {value!r}")
-        if kind == "float":
-            float(value)  # an integer may be too large for one
+        if kind == "float" and isinstance(value, int):
+            float(value)  # raises OverflowError if it is too large for one
     return record
 
 
