@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import InputError
 from ..export.bundle import MANIFEST_FILE
 from .model_card import model_card
+from .plain_text import plain
 from .progress import Progress, silent
 from .report_facts import verdict
 from .report_html import report_page
@@ -57,7 +58,7 @@ def make_report(
         "card": None if card is None else str(card),
         "verdict": found.kind,
         "headline": found.headline,
-        "lines": list(found.lines),
+        "lines": [plain(line) for line in found.lines],
         "manifest_sha256": data.manifest_sha256,
     }
 

@@ -599,6 +599,15 @@ def test_outputs_are_whole_or_not_there(bundle, tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "c.md", "p.html"]
 
 
+def test_hostile_text_does_not_reach_the_terminal(bundle, tmp_path, capsys):
+    hostile_bundle(bundle)
+    for options in ([], ["--json", "--overwrite"]):
+        assert run(["report", str(bundle), "-o", str(tmp_path / "p.html"), *options]) == 0
+        shown = capsys.readouterr().out
+        assert "<script>" in shown
+        assert not set("\x1b\x00\u202e\ud800") & set(shown)
+
+
 def test_report_says_in_words_what_it_wrote(bundle, tmp_path, capsys):
     change(bundle, certificate={})
     assert run(["report", str(bundle), "-o", str(tmp_path / "p.html")]) == 0
