@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from sys import float_info
 from typing import Any
 
 from ..errors import InputError
@@ -20,7 +21,7 @@ def positive(raw: Mapping[str, Any], key: str, most: int = 2**31 - 1) -> int:
 def number(raw: Mapping[str, Any], key: str, default: float) -> float:
     """A positive, finite number; raises InputError for anything else."""
     value = raw.get(key, default)
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < float("inf"):
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= float_info.max:
         raise InputError(f"config.json: {key} must be a positive number, it is {value!r}")
     return float(value)
 

@@ -13,10 +13,17 @@ import pytest
 from pocketlm.errors import InputError
 from pocketlm.export.check import check_tensors, optional_shapes
 from pocketlm.export.config import ModelConfig, parse_config
+from pocketlm.export.config_values import number
 from pocketlm.export.inventory import take_inventory
 from pocketlm.export.safetensors_reader import SafetensorsReader
 from pocketlm.export.shapes import tensor_shapes
 from tiny import tiny_llama
+
+
+@pytest.mark.parametrize("value", [10**400, float("inf"), float("nan"), 0, -1, True, "1"])
+def test_numbers_that_no_model_has(value):
+    with pytest.raises(InputError, match="rms_norm_eps must be a positive number"):
+        number({"rms_norm_eps": value}, "rms_norm_eps", 1.0)
 
 
 @pytest.fixture
