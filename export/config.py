@@ -13,6 +13,7 @@ from .rope import Rope, parse_rope
 
 EMBEDDING = "model.embed_tokens.weight"
 POSITIONS = "model.embed_positions.weight"
+DEFAULT_CONTEXT = 2048  # tokens that a cache holds if nobody says otherwise; at 135M parameters they take 47 MB in fp16
 
 # Names of an activation in config.json -> ours. gelu_tanh is the approximation of Hendrycks and Gimpel (2016).
 ACTIVATIONS: Mapping[str, str] = {

@@ -65,6 +65,7 @@ class Family:
     window_pattern   of so many layers in turn the last one has no window; 0: layers differ only as config.json says
     positions        rope, or learned
     gated            whether the MLP has a gate
+    biases           linears that always have one, by the last part of their names; files say it where they are read
     own_code         published with code of its own, which is not run: transformers or this decoder knows the model
     """
 
@@ -81,10 +82,13 @@ class Family:
     window_pattern: int = 0
     positions: str = "rope"
     gated: bool = True
+    biases: tuple[str, ...] = ()
     own_code: bool = False
     layout: Layout = Layout()
 
 
+_QKV = ("q_proj", "k_proj", "v_proj")
+_ALL_LINEARS = (*_QKV, "o_proj", "up_proj", "down_proj")
 _QWEN_WINDOW = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
 _NO_WINDOW = {"use_sliding_window": (False, None)}
 _GEMMA_VALUES = {"use_bidirectional_attention": (False, None)}
@@ -104,6 +108,7 @@ FAMILIES: Mapping[str, Family] = {
         keys=_COMMON_KEYS | _WINDOW_KEYS,
         required_values={"use_mrope": (False, None)},
         defaults=_QWEN_WINDOW,
+        biases=_QKV,
     ),
     "qwen3": Family(
         "Qwen3", keys=_COMMON_KEYS | _WINDOW_KEYS, defaults=_QWEN_WINDOW | {"head_dim": 128}, qk_norm="head"
@@ -199,6 +204,7 @@ FAMILIES: Mapping[str, Family] = {
         norm="layer",
         positions="learned",
         gated=False,
+        biases=_ALL_LINEARS,
         layout=Layout(
             renames={
                 "transformer": "model", "wte": "embed_tokens", "wpe": "embed_positions", "ln_f": "norm", "h": "layers",
@@ -222,6 +228,7 @@ FAMILIES: Mapping[str, Family] = {
         defaults={"hidden_act": "gelu", "rms_norm_eps": 1e-5, "partial_rotary_factor": 0.25, "parallel_residual": True},
         norm="layer",
         gated=False,
+        biases=_ALL_LINEARS,
         layout=Layout(
             renames={
                 "gpt_neox": "model", "embed_in": "embed_tokens", "final_layer_norm": "norm", "embed_out": "lm_head",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import InputError
@@ -25,10 +26,24 @@ def download(model: str) -> Path:
     Raises InputError if it does not exist, needs permission, or cannot be reached.
     """
     from huggingface_hub import snapshot_download
+
+    patterns = {"allow_patterns": list(_WANTED), "ignore_patterns": list(_UNWANTED)}
+    return _asked(model, lambda: snapshot_download(model, **patterns))
+
+
+def download_config(model: str) -> Path:
+    """The config.json of a Hub model, and nothing else; raises as ``download`` does."""
+    from huggingface_hub import hf_hub_download
+
+    return _asked(model, lambda: hf_hub_download(model, "config.json"))
+
+
+def _asked(model: str, call: Callable[[], str]) -> Path:
+    """What the Hub's client answers, its errors in words."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
-        folder = snapshot_download(model, allow_patterns=list(_WANTED), ignore_patterns=list(_UNWANTED))
+        return Path(call())
     except GatedRepoError as error:
         raise InputError(
             f"{model}: asks for its terms to be accepted; do so on its page, then `hf auth login`"
@@ -40,4 +55,3 @@ def download(model: str) -> Path:
             f"{model}: no such file or folder, and the Hub cannot be reached ({type(error).__name__}); "
             "check the network, or give a folder"
         ) from error
-    return Path(folder)

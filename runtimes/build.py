@@ -18,7 +18,7 @@ from ..export.bundle import Manifest, fingerprint, hash_file, hash_folder, stagi
 from ..export.canonical import TensorError, check_formats, check_patterns, matrix_formats
 from ..export.check import check_tensors
 from ..export.checkpoint import Checkpoint
-from ..export.config import ModelConfig, parse_config
+from ..export.config import DEFAULT_CONTEXT, ModelConfig, parse_config
 from ..export.genai_config import genai_config_bytes
 from ..export.hub import is_hub_id
 from ..export.open_checkpoint import open_checkpoint
@@ -40,7 +40,6 @@ from .thresholds import limits
 from .tokenizer import load_tokenizer
 from .tokenizer_check import check_tokenizer, executorch_notes
 
-DEFAULT_CONTEXT = 2048  # tokens; at 135M parameters the cache then takes 47 MB
 _CANONICAL_FILE = ".canonical.safetensors"
 
 

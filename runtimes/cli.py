@@ -16,6 +16,7 @@ from .cli_chat import chat_command, index_command
 from .cli_device import device
 from .cli_eval import eval_command
 from .cli_export import export_command, fetch_command, inspect_command
+from .cli_plan import plan_command
 from .cli_report import report_command
 from .cli_serve import serve_command
 from .cli_shared import TARGET_NAMES, examples
@@ -57,14 +58,14 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _spread(arguments: Sequence[str]) -> list[str]:
-    """``--to onnx coreml`` as ``--to onnx --to coreml``: click's options take one value each."""
+    """``--to onnx coreml`` as ``--to onnx --to coreml``, and so on: click's options take one value each."""
     result: list[str] = []
     option = ""
     for argument in arguments:
         if argument.startswith("-"):
-            option = argument if argument in ("--to", "--target") else ""
-        elif option and argument in TARGET_NAMES and result[-1] != option:
-            result.append(option)
+            option = argument if argument in ("--to", "--target", "--lengths") else ""
+        elif option and (argument.isdecimal() if option == "--lengths" else argument in TARGET_NAMES):
+            result += [option] if result[-1] != option else []
         result.append(argument)
     return result
 
@@ -92,6 +93,7 @@ def main() -> None:
 
 
 for _command in (
+    plan_command,
     export_command,
     verify_command,
     compare_command,

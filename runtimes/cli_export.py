@@ -19,7 +19,7 @@ from .cli_shared import TARGET_NAMES, adapter_option, examples, json_option, pri
     ),
 )
 @click.argument("model")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the bundle.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the bundle.")
 @click.option(
     "--to", multiple=True, type=click.Choice(TARGET_NAMES), default=("onnx",), show_default=True, help="Targets."
 )
@@ -47,10 +47,11 @@ from .cli_shared import TARGET_NAMES, adapter_option, examples, json_option, pri
 )
 @adapter_option
 @click.option("--overwrite", is_flag=True, help="Replace the bundle if it is there.")
+@click.option("--dry-run", is_flag=True, help="Write nothing: show what `pocketlm plan` says of this export.")
 @json_option
 def export_command(
     model: str,
-    output: Path,
+    output: Path | None,
     to: tuple[str, ...],
     recipe: str,
     calibration: Path | None,
@@ -60,17 +61,23 @@ def export_command(
     coreml_shapes: str,
     adapter: tuple[str, ...],
     overwrite: bool,
+    dry_run: bool,
     as_json: bool,
 ) -> None:
     """Quantise MODEL, write its artifacts, and verify each.
 
     MODEL is a folder with config.json and safetensors, a .gguf file, a Hub id, or the demo model smollm2-135m.
     """
+    if bits is not None and size is not None:
+        raise InputError("give --bits or --size, not both")
+    if dry_run:
+        _show_plan(model, to, recipe, context, bits is not None or size is not None, as_json)
+        return
+    if output is None:
+        raise InputError("name the bundle's folder with -o, or look at what it would be with --dry-run")
     from .budget import Budget, parse_size
     from .build import export
 
-    if bits is not None and size is not None:
-        raise InputError("give --bits or --size, not both")
     budget = None if bits is None and size is None else Budget(bits, None if size is None else parse_size(size))
     report = export(
         model,
@@ -92,6 +99,15 @@ def export_command(
     worst = ", ".join(f"{error.name} {100 * error.relative_error:.1f} %" for error in report.worst[:3])
     click.echo(f"Tensors that quantising changed most: {worst}")
     click.echo(f"Bundle: {report.bundle}")
+
+
+def _show_plan(model: str, to: tuple[str, ...], recipe: str, context: int | None, budget: bool, as_json: bool) -> None:
+    if budget:
+        raise InputError("formats for --bits and --size are chosen by measuring the weights: no --dry-run of them")
+    from .cli_plan import show_plan
+    from .plan import plan
+
+    show_plan(plan(model, recipe=recipe, context=context, to=to), as_json)
 
 
 @click.command("fetch", epilog=examples("pocketlm fetch smollm2-135m"))

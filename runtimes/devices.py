@@ -1,4 +1,4 @@
-"""The phones of data/devices.toml: what a model may use there. Each figure has its source in that file."""
+"""The phones and laptops of data/devices.toml: what a model may use there. Each figure has its source in that file."""
 
 from __future__ import annotations
 
@@ -9,19 +9,23 @@ from functools import cache
 from pathlib import Path
 
 from ..errors import InputError
+from .chips import Chip, read_chips
 
 NO_DEVICE = "none"
 
 
 @dataclass(frozen=True)
 class Device:
-    """A phone.
+    """A phone or laptop.
 
-    key          its name on the command line
-    name         its name in words
-    ram_mb       memory of the smallest model sold, MB of 2**20 bytes
-    app_mb       what one app may use of it, without asking for more
-    cores        its kinds of cores that the arm64 lane can emulate, the largest first
+    key              its name on the command line
+    name             its name in words
+    ram_mb           memory of the smallest model sold, MB of 2**20 bytes
+    app_mb           what one app may use of it, without asking for more
+    cores            its kinds of cores that the arm64 lane can emulate, the largest first
+    kind             phone or laptop
+    chip             what it computes with
+    app_entitled_mb  what an app may use on an iPhone that asks for more, where somebody measured it
     """
 
     key: str
@@ -29,6 +33,9 @@ class Device:
     ram_mb: int
     app_mb: int
     cores: tuple[str, ...]
+    kind: str
+    chip: Chip
+    app_entitled_mb: int | None = None
 
     @property
     def app_bytes(self) -> int:
@@ -38,10 +45,20 @@ class Device:
 
 @cache
 def read_devices() -> Mapping[str, Device]:
-    """All phones, by key."""
+    """All of them, by key."""
     text = (Path(__file__).parent / "data" / "devices.toml").read_text(encoding="utf-8")
+    chips = read_chips()
     return {
-        key: Device(key, entry["name"], entry["ram_mb"], entry["app_mb"], tuple(entry["cores"]))
+        key: Device(
+            key,
+            entry["name"],
+            entry["ram_mb"],
+            entry["app_mb"],
+            tuple(entry["cores"]),
+            entry["kind"],
+            chips[entry["chip"]],
+            entry.get("app_entitled_mb"),
+        )
         for key, entry in tomllib.loads(text).items()
     }
 

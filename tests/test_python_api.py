@@ -44,12 +44,16 @@ def test_load_names_what_is_missing(bundle, tmp_path):
 
 
 def test_the_functions_take_the_commands_parameters():
-    from pocketlm import export, verify
-    from pocketlm.runtimes.cli import export_command, verify_command
+    from pocketlm import export, plan, verify
+    from pocketlm.runtimes.cli import export_command, plan_command, verify_command
 
     taken = set(inspect.signature(export).parameters)
     renamed = {"adapter": "adapters", "as_json": "progress", "bits": "budget", "size": "budget"}
-    assert {renamed.get(option.name, option.name) for option in export_command.params} == taken
+    # A dry run is `plan`, which is a function of its own.
+    assert {renamed.get(option.name, option.name) for option in export_command.params} - {"dry_run"} == taken
+    planned = {"device": "devices"}
+    options = {planned.get(option.name, option.name) for option in plan_command.params} - {"as_json"}
+    assert options == set(inspect.signature(plan).parameters)
     renamed |= {"target": "targets", "reference": "model", "no_hashes": "hashes"}
     options = {renamed.get(option.name, option.name) for option in verify_command.params} - {"junit"}
     assert options == set(inspect.signature(verify).parameters)

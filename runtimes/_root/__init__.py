@@ -1,7 +1,8 @@
 """pocketlm: one set of quantised weights for ExecuTorch, ONNX and Core ML, and a certificate that proves it.
 
-    from pocketlm import export, verify, load
+    from pocketlm import plan, export, verify, load
 
+    print(plan("smollm2-135m").targets["onnx"].artifact_bytes)      # as `pocketlm plan`
     export("smollm2-135m", "smol", to=["onnx"], recipe="int4")     # as `pocketlm export`
     assert verify("smol").passed                                    # as `pocketlm verify`
     print(load("smol").answer("What is the capital of France?"))    # as `pocketlm chat`
@@ -22,9 +23,10 @@ if TYPE_CHECKING:
 
     from .runtimes.build import export as export
     from .runtimes.load import load as load
+    from .runtimes.plan import plan as plan
     from .runtimes.verify import verify as verify
 
-__all__ = ["__version__", "export", "load", "verify"]
+__all__ = ["__version__", "export", "load", "plan", "verify"]
 
 
 class _ExportPackage(ModuleType):
@@ -52,6 +54,10 @@ def __getattr__(name: str) -> Any:
         from .runtimes.verify import verify
 
         return verify
+    if name == "plan":
+        from .runtimes.plan import plan
+
+        return plan
     if name == "load":
         from .runtimes.load import load
 

@@ -1,0 +1,148 @@
+"""`pocketlm plan`: what an export would give, from the model's configuration alone and before any work is done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..errors import InputError
+from ..export.canonical import check_formats, check_patterns
+from ..export.config import DEFAULT_CONTEXT, ModelConfig, parse_config
+from ..quantize.recipe import Recipe, load_recipe
+from .devices import Device, read_devices
+from .plan_device import Artifact, DevicePlan, plan_device
+from .plan_memory import ExportCost, Memory, export_cost, phone_memory
+from .plan_model import Description, describe_model, download_bytes
+from .plan_sizes import artifact_bytes
+from .plan_storage import Stored, describe_storage, weight_values
+
+TARGET_NAMES = ("onnx", "executorch", "coreml")
+# Shown where nobody names a device: old and new, small and large, of both kinds.
+USUAL = (
+    "galaxy-a02s", "galaxy-a13", "galaxy-a15", "pixel-7", "galaxy-s24", "galaxy-s25", "iphone-12", "iphone-15-pro",
+    "iphone-17-pro", "macbook-air-m2",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TargetPlan:
+    """One target's artifact: bytes of its folder, and what it takes on a phone."""
+
+    artifact_bytes: int
+    memory: Memory
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What ``plan`` says.
+
+    parameters  values of all weights, each once
+    export      peak memory and time of the export itself
+    targets     by name
+    devices     one for each device and target asked for that go together
+    """
+
+    model: str
+    recipe: str
+    context: int
+    parameters: int
+    download_bytes: int
+    download_exact: bool
+    export: ExportCost
+    targets: Mapping[str, TargetPlan]
+    devices: tuple[DevicePlan, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        targets = {
+            name: {
+                "artifact_bytes": target.artifact_bytes,
+                "memory_bytes": asdict(target.memory) | {"total": target.memory.total},
+            }
+            for name, target in self.targets.items()
+        }
+        return asdict(self) | {"targets": targets, "devices": [device.to_json() for device in self.devices]}
+
+
+@dataclass(frozen=True)
+class _Shapes:
+    """A checkpoint without files, for the checks that a recipe has to pass."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.shapes[name]
+
+
+def plan(
+    model: str,
+    *,
+    devices: Sequence[str] = (),
+    recipe: str = "int4",
+    context: int | None = None,
+    to: Sequence[str] = TARGET_NAMES,
+) -> Plan:
+    """Sizes, memory, speed and verdicts for a model, a recipe, a context and targets; see ``describe_model``.
+
+    devices  their keys in devices.toml; none: a few usual ones, each with the first target that it can run
+
+    Raises InputError for a model, recipe, context or device that an export or this plan cannot take.
+    """
+    chosen = load_recipe(recipe)
+    known = read_devices()
+    for key in devices:
+        if key not in known:
+            raise InputError(f"no device {key!r}; there are {', '.join(known)}")
+    description = describe_model(model)
+    config = _config(model, description, context)
+    stored = _store(description, config, chosen, context or min(DEFAULT_CONTEXT, config.max_position_embeddings))
+    targets = {
+        name: TargetPlan(artifact_bytes(name, stored, description.tokenizer_bytes), phone_memory(name, stored))
+        for name in dict.fromkeys(to)
+    }
+    artifacts = {name: Artifact(name, stored) for name in targets}
+    pairs = [(known[key], name) for key in devices or USUAL for name in _runnable(known[key], tuple(targets))]
+    return Plan(
+        model=model,
+        recipe=chosen.name,
+        context=stored.context,
+        parameters=weight_values(stored),
+        download_bytes=download_bytes(description, config),
+        download_exact=description.download_exact,
+        export=export_cost(stored, tuple(targets)),
+        targets=targets,
+        devices=tuple(
+            plan_device(device, artifacts[name]) for device, name in (pairs if devices else _one_target_each(pairs))
+        ),
+    )
+
+
+def _config(model: str, description: Description, context: int | None) -> ModelConfig:
+    limit = parse_config(description.raw).max_position_embeddings
+    if context is not None and not 2 <= context <= limit:
+        raise InputError(f"a context of {context} is out of range: {model} was made for 2 to {limit} tokens")
+    return parse_config(description.raw, context or min(DEFAULT_CONTEXT, limit))
+
+
+def _store(description: Description, config: ModelConfig, recipe: Recipe, context: int) -> Stored:
+    """Raises InputError for a recipe that does not fit the model, as an export would."""
+    stored = describe_storage(config, recipe, context, description.biases(config))
+    shapes: Any = _Shapes(stored.shapes)
+    check_formats(shapes, list(stored.shapes), recipe)
+    check_patterns(shapes, list(stored.shapes), recipe)
+    return stored
+
+
+def _runnable(device: Device, targets: Sequence[str]) -> list[str]:
+    """Those of the targets that a device has a runtime for, the one that suits it best first."""
+    apple = device.chip.key.startswith("apple-")
+    order = ("coreml", "executorch", "onnx") if apple else ("onnx", "executorch")
+    return [name for name in order if name in targets]
+
+
+def _one_target_each(pairs: Sequence[tuple[Device, str]]) -> list[tuple[Device, str]]:
+    first: dict[str, tuple[Device, str]] = {}
+    for device, name in pairs:
+        first.setdefault(device.key, (device, name))
+    return list(first.values())
