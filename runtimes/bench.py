@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
-from typing import TYPE_CHECKING, Any
+from statistics import median, quantiles
+from typing import Any
 
 import numpy as np
 
 from ..errors import InputError
-from ..export.bundle import read_manifest
+from ..export.bundle import Manifest, read_manifest
+from ..export.config import parse_config
+from ..quantize.recipe import Format, Recipe
+from .bandwidth import Bandwidth, measure_bandwidth
+from .memory_limit import status_bytes
+from .plan_speed import Work, measure_work
+from .plan_storage import describe_storage
 from .progress import Progress, silent
 from .session import Session
 from .targets import get_target
 from .verify import check_targets
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -41,36 +46,81 @@ def bench(
     runs: int = 5,
     threads: int = 2,
     progress: Progress = silent,
+    lengths: Sequence[int] = (),
 ) -> dict[str, Any]:
-    """Time each target on random tokens: name -> load times, medians, every run, peak memory, and what ran it.
+    """Time each target on random tokens, behind prompts of each of ``lengths`` (or of ``prompt_tokens``).
 
-    Raises InputError if prompt and new tokens do not fit the context.
+    Gives, for each target: load times, medians, spreads and every run for each length, bytes per second that decoding
+    read and their share of this machine's memory bandwidth, peak memory, and what ran it. A length that does not fit
+    the context is left out; what stands beside ``lengths`` are the figures of the first. Lengths take turns, so that a
+    slow moment of the machine is everybody's.
+
+    Raises InputError if none fits.
     """
     manifest = read_manifest(bundle)
     names = check_targets(bundle, manifest, targets)
-    if prompt_tokens + new_tokens > manifest.context:
+    wanted = list(dict.fromkeys(lengths or (prompt_tokens,)))
+    fitting = [length for length in wanted if length + new_tokens <= manifest.context]
+    if not fitting:
         raise InputError(
-            f"{prompt_tokens} + {new_tokens} tokens do not fit the context of {manifest.context}; ask for fewer"
+            f"{min(wanted)} + {new_tokens} tokens do not fit the context of {manifest.context}; ask for fewer"
         )
+    with progress("Measuring the memory's bandwidth"):
+        bandwidth = measure_bandwidth(threads)
     results: dict[str, Any] = {}
     for name in names:
         with progress(f"Timing {name}", runs + 1) as step:
-            started = time.perf_counter()
-            session = get_target(name).open_session(bundle / name, threads)
-            first_load = time.perf_counter() - started
-            tokens = _random_tokens(session.vocab_size, prompt_tokens)
-            _one_run(session, tokens, new_tokens)  # the first run touches every page of the weights
-            step()
-            series = []
-            for _ in range(runs):
-                series.append(_one_run(session, tokens, new_tokens))
-                step()
-            del session
-            started = time.perf_counter()
-            get_target(name).open_session(bundle / name, threads)
-            later_load = time.perf_counter() - started
-        results[name] = _summary(series, first_load, later_load) | {"evaluated_by": get_target(name).evaluated_by()}
-    return {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "threads": threads, "targets": results}
+            measured = _time_target(bundle, name, fitting, new_tokens, runs, threads, step)
+        work = _work(manifest, name)
+        measured["lengths"] = {
+            str(length): _of_length(length, new_tokens, series, work, bandwidth)
+            for length, series in measured.pop("series").items()
+        }
+        first = measured["lengths"][str(fitting[0])]
+        results[name] = measured | {key: first[key] for key in (*_FIELDS, "runs")}
+    return {
+        "prompt_tokens": fitting[0],
+        "new_tokens": new_tokens,
+        "threads": threads,
+        "lengths": fitting,
+        "left_out": [length for length in wanted if length not in fitting],
+        "memory_bandwidth": asdict(bandwidth) | {"best": bandwidth.best, "how": bandwidth.how},
+        "targets": results,
+    }
+
+
+_FIELDS = tuple(Run.__dataclass_fields__)
+
+
+def _time_target(
+    bundle: Path, name: str, lengths: Sequence[int], new_tokens: int, runs: int, threads: int, step: Any
+) -> dict[str, Any]:
+    _reset_peak()
+    target, before = get_target(name), _resident_bytes()
+    started = time.perf_counter()
+    session = target.open_session(bundle / name, threads)
+    first_load = time.perf_counter() - started
+    prompts = {length: _random_tokens(session.vocab_size, length) for length in lengths}
+    for tokens in prompts.values():
+        _one_run(session, tokens, new_tokens)  # the first run touches every page of the weights
+    step()
+    series: dict[int, list[Run]] = {length: [] for length in lengths}
+    for _ in range(runs):
+        for length, tokens in prompts.items():
+            series[length].append(_one_run(session, tokens, new_tokens))
+        step()
+    peak = _peak_bytes()
+    del session
+    started = time.perf_counter()
+    target.open_session(bundle / name, threads)
+    return {
+        "first_load_seconds": first_load,
+        "later_load_seconds": time.perf_counter() - started,
+        "peak_memory_bytes": peak,
+        "artifact_memory_bytes": max(0, peak - before),
+        "series": series,
+        "evaluated_by": target.evaluated_by(),
+    }
 
 
 def _random_tokens(vocab_size: int, count: int) -> list[int]:
@@ -89,37 +139,57 @@ def _one_run(session: Session, tokens: Sequence[int], new_tokens: int) -> Run:
     return Run(len(tokens) / (first - started), new_tokens / (ended - first), first - started)
 
 
-def _summary(series: Sequence[Run], first_load: float, later_load: float) -> dict[str, Any]:
-    fields = {key: median(getattr(run, key) for run in series) for key in asdict(series[0])}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+def _of_length(length: int, new_tokens: int, series: Sequence[Run], work: Work, bandwidth: Bandwidth) -> dict[str, Any]:
+    """Medians, spreads (distance between the quartiles), and what the median of decoding means in bytes."""
+    values = {key: [getattr(run, key) for run in series] for key in _FIELDS}
+    found = {key: median(each) for key, each in values.items()}
+    read = work.weight_bytes + (length + new_tokens / 2) * work.cache_bytes
+    achieved = read * found["decode_tokens_per_second"]
     return {
-        "first_load_seconds": first_load,
-        "later_load_seconds": later_load,
-        **fields,
-        "peak_memory_bytes": peak,
+        **found,
+        "spread": {key: _spread(each) for key, each in values.items()},
+        "decode_bytes_per_token": read,
+        "decode_bytes_per_second": achieved,
+        "share_of_bandwidth": achieved / bandwidth.best,
         "runs": [asdict(run) for run in series],
     }
 
 
-def bench_table(results: Mapping[str, Any]) -> Table:
-    """Medians, one column for each target."""
-    from rich import box
-    from rich.table import Table
+def _spread(values: Sequence[float]) -> float:
+    """Interquartile range."""
+    if len(values) < 2:
+        return 0.0
+    low, _, high = quantiles(values, n=4, method="inclusive")
+    return high - low
 
-    title = f"{results['prompt_tokens']} prompt tokens, {results['new_tokens']} new ones, {results['threads']} threads"
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
-    table.add_column("")
-    targets: Mapping[str, Mapping[str, Any]] = results["targets"]
-    for name in targets:
-        table.add_column(name, justify="right")
-    rows = (
-        ("prefill, tokens/s", "prefill_tokens_per_second", 1, 0),
-        ("decode, tokens/s", "decode_tokens_per_second", 1, 0),
-        ("first token after, ms", "time_to_first_token_seconds", 1e3, 0),
-        ("first load, s", "first_load_seconds", 1, 2),
-        ("later load, s", "later_load_seconds", 1, 2),
-        ("peak memory of the process, MB", "peak_memory_bytes", 1e-6, 0),
-    )
-    for label, key, factor, digits in rows:
-        table.add_row(label, *(f"{target[key] * factor:.{digits}f}" for target in targets.values()))
-    return table
+
+def _work(manifest: Manifest, target: str) -> Work:
+    """Bytes that a token costs, from what the manifest says of the weights."""
+    config = parse_config(manifest.config, manifest.context)
+    biases = (name.removesuffix("bias") + "weight" for name in manifest.weights if name.endswith("_proj.bias"))
+    stored = describe_storage(config, _recipe(manifest.recipe), manifest.context, frozenset(biases))
+    return measure_work(stored, target)
+
+
+def _recipe(content: Mapping[str, Any]) -> Recipe:
+    """A recipe as a manifest has it."""
+    linear, embedding = (Format(**content[key]) for key in ("linear", "embedding"))
+    overrides = {pattern: Format(**form) for pattern, form in content["overrides"].items()}
+    return Recipe(content["name"], linear, embedding, overrides, method=content["method"])
+
+
+def _reset_peak() -> None:
+    """Let the peak of this process begin anew, where the system can do that."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def _peak_bytes() -> int:
+    """Since the last reset; since the process began where there is none."""
+    here = status_bytes(os.getpid(), "VmHWM")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return here or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _resident_bytes() -> int:
+    return status_bytes(os.getpid(), "VmRSS")

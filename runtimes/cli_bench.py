@@ -15,13 +15,19 @@ from .cli_shared import TARGET_NAMES, examples, json_option, print_json, progres
     "bench",
     epilog=examples(
         "pocketlm bench smol",
-        "pocketlm bench smol --target onnx --json",
+        "pocketlm bench smol --lengths 16 512 1900 --target onnx --json",
         "pocketlm bench smol --import phone.json",
     ),
 )
 @click.argument("bundle", type=click.Path(path_type=Path), required=False)
 @click.option("--target", multiple=True, type=click.Choice(TARGET_NAMES), help="Only these.  [default: all]")
 @click.option("--prompt-tokens", type=click.IntRange(1), default=256, show_default=True)
+@click.option(
+    "--lengths",
+    multiple=True,
+    type=click.IntRange(1),
+    help="Several numbers of prompt tokens instead.",
+)
 @click.option("--new-tokens", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--runs", type=click.IntRange(1), default=5, show_default=True)
 @click.option(
@@ -35,6 +41,7 @@ def bench_command(
     bundle: Path | None,
     target: tuple[str, ...],
     prompt_tokens: int,
+    lengths: tuple[int, ...],
     new_tokens: int,
     runs: int,
     threads: int,
@@ -42,7 +49,8 @@ def bench_command(
     as_json: bool,
 ) -> None:
     """Measure load time, prefill and decode speed, and memory on this machine."""
-    from .bench import bench, bench_table
+    from .bench import bench
+    from .bench_table import bandwidth_line, bench_table, load_table
     from .device_results import compare_table, read_results_file
 
     if bundle is None and not files:
@@ -50,13 +58,18 @@ def bench_command(
     devices = [read_results_file(file) for file in files]
     here = None
     if bundle is not None:
-        here = bench(bundle, target, prompt_tokens, new_tokens, runs, threads, progress_for(as_json))
+        here = bench(bundle, target, prompt_tokens, new_tokens, runs, threads, progress_for(as_json), lengths)
     if as_json:
         print_json((here or {}) | {"devices": [found.content for found in devices]} if devices else here)
         return
     from rich.console import Console
 
     console = Console(highlight=False)
-    console.print(compare_table(devices, here) if devices or here is None else bench_table(here))
+    if devices or here is None:
+        console.print(compare_table(devices, here))
+    else:
+        console.print(bench_table(here))
+        console.print(load_table(here))
+        console.print(bandwidth_line(here), soft_wrap=True)
     for name, result in (here or {"targets": {}})["targets"].items():
         console.print(f"{name}: by {result['evaluated_by']}", soft_wrap=True)
