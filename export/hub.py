@@ -27,8 +27,8 @@ def download(model: str) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    patterns = {"allow_patterns": list(_WANTED), "ignore_patterns": list(_UNWANTED)}
-    return _asked(model, lambda: snapshot_download(model, **patterns))
+    wanted, unwanted = list(_WANTED), list(_UNWANTED)
+    return _asked(model, lambda: snapshot_download(model, allow_patterns=wanted, ignore_patterns=unwanted))
 
 
 def download_config(model: str) -> Path:
