@@ -4,7 +4,7 @@ import json
 
 import pytest
 from pocketlm.runtimes import bench as bench_module
-from pocketlm.runtimes.bandwidth import measure_bandwidth
+from pocketlm.runtimes.bandwidth import Bandwidth, best_of, measure_bandwidth
 from pocketlm.runtimes.bench import Run, bench
 from pocketlm.runtimes.cli import run
 
@@ -70,6 +70,7 @@ def test_bandwidth_is_bytes_over_time():
     found = measure_bandwidth(2, 1 << 20)
     assert found.best == max(found.read, found.copy)
     assert found.read > 0
+    assert best_of(Bandwidth(1, 4, 2), Bandwidth(2, 3, 2)) == Bandwidth(2, 4, 2)
     assert "in 2 threads" in found.how
 
 
