@@ -12,6 +12,7 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#
 _FONT = 'font-family="sans-serif" font-size="12"'
 
 Points = Sequence[tuple[float, float]]
+_Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 @dataclass(frozen=True)
@@ -53,16 +54,32 @@ def scatter(labels: Labels, points: Mapping[str, tuple[float, float]]) -> str:
     """An SVG document with one point for each name; y starts at 0."""
     frame = _frame(list(points.values()))
     parts = _axes(labels, frame)
-    for index, (name, point) in enumerate(points.items()):
-        x, y = frame.place(point)
+    places = [frame.place(point) for point in points.values()]
+    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in places]
+    for index, (name, (x, y)) in enumerate(zip(points, places, strict=True)):
         colour = _COLOURS[index % len(_COLOURS)]
+        box = _free_place(x, y, 6.6 * len(name), taken)
+        taken.append(box)
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>')
-        anchor, shift = ("end", -7) if x > _WIDTH - 150 else ("start", 7)
-        parts.append(
-            f'<text x="{x + shift:.1f}" y="{y - 5:.1f}" fill="{colour}" text-anchor="{anchor}" {_FONT}>'
-            f"{escape(name)}</text>"
-        )
+        anchor, at = ("start", box[0]) if box[0] > x else ("end", box[2])
+        place = f'x="{at:.1f}" y="{box[3] - 3:.1f}" text-anchor="{anchor}"'
+        parts.append(f'<text {place} fill="{colour}" {_FONT}>{escape(name)}</text>')
     return _document(parts)
+
+
+def _free_place(x: float, y: float, width: float, taken: Sequence[_Box]) -> _Box:
+    """Where the name of a point goes: beside it, where nothing else stands; to its right and above if all is taken."""
+    beside = [(x + 7, y + rise) for rise in (-15, 1, -31, 17)] + [
+        (x - 7 - width, y + rise) for rise in (-15, 1, -31, 17)
+    ]
+    boxes = [(left, top, left + width, top + 13) for left, top in beside]
+    inside = [box for box in boxes if box[0] >= _LEFT and box[2] <= _WIDTH - 5 and box[1] >= _TOP]
+    free = [box for box in inside if not any(_overlap(box, other) for other in taken)]
+    return next(iter([*free, *inside, *boxes]))
+
+
+def _overlap(one: _Box, other: _Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _frame(points: Points) -> _Frame:
