@@ -33,6 +33,10 @@ def convert_sentencepiece(folder: Path, settings: Mapping[str, Any]) -> tuple[st
     model = _read(folder / "tokenizer.model")
     if model.trainer_spec.model_type not in (_UNIGRAM, _BPE):
         raise InputError(f"{folder}: tokenizer.model is neither of the kind BPE nor Unigram; both are supported")
+    if model.trainer_spec.treat_whitespace_as_suffix or not model.normalizer_spec.escape_whitespaces:
+        raise InputError(
+            f"{folder}: tokenizer.model does not write spaces as ▁ in front of words, which alone is supported"
+        )
     pieces = _pieces(model, _added_tokens(folder, settings), folder)
     ids = {text: index for index, text in enumerate(pieces.texts)}
     named = {name: _named_token(model, settings, name, pieces) for name in _NAMES}

@@ -111,6 +111,8 @@ def test_what_cannot_be_converted_is_refused(models, tmp_path):
             converted(tmp_path, content)
     with pytest.raises(InputError, match="neither of the kind BPE nor Unigram"):
         converted(tmp_path, trained(model_type="char"))
+    with pytest.raises(InputError, match="does not write spaces as ▁ in front of words"):
+        converted(tmp_path, trained(model_type="bpe", treat_whitespace_as_suffix=True))
     with pytest.raises(InputError, match=r"the added token '<x>' has the id 99999, but there is none"):
         converted(tmp_path, models["llama"], added_tokens_decoder={"99999": {"content": "<x>"}})
     with pytest.raises(InputError, match=r"the id 5 is '<0x02>' in tokenizer.model and '<x>' as added token"):
