@@ -22,6 +22,7 @@ from .safetensors_reader import open_tensors
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _CONFIG = "adapter_config.json"
 _PREFIX = "base_model.model."
+_LARGEST_ALPHA = 1e9
 _MATRIX = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.weight")
 
 # Settings of PEFT that change what an adapter computes, with the values that are supported.
@@ -29,6 +30,9 @@ _PINNED: Mapping[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",), "use_dora": (False, None), "lora_bias": (False, None), "bias": ("none", None),
     "modules_to_save": (None, []), "target_parameters": (None, []), "trainable_token_indices": (None, {}),
     "use_qalora": (False, None), "alora_invocation_tokens": (None,), "megatron_config": (None,),
+    "layer_replication": (None, []), "use_bdlora": (None, False), "arrow_config": (None,),
+    # the other ways to begin (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) take something out of the base's own weights
+    "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),
 }  # fmt: skip
 
 
@@ -164,21 +168,31 @@ def _read_adapter(folder: Path, weight: float, layout: Layout) -> dict[str, Delt
     deltas = {}
     for module, pair in halves.items():
         name = rename(f"{module}.weight", layout)
-        if set(pair) != {"A", "B"} or pair["A"].ndim != 2 or pair["A"].shape[0] != pair["B"].shape[-1] or name is None:
+        if set(pair) != {"A", "B"} or name is None or not _fit_each_other(pair["A"], pair["B"]):
             raise InputError(f"{folder}: {module} lacks one of its two matrices, or they do not fit each other")
         scale = weight * _scaling(folder, config, module, pair["A"].shape[0])
         deltas[name] = Delta(pair["A"], pair["B"], scale, bool(config.get("fan_in_fan_out", False)))
     return deltas
 
 
+def _fit_each_other(a: NDArray[np.float32], b: NDArray[np.float32]) -> bool:
+    return a.ndim == 2 and b.ndim == 2 and a.shape[0] == b.shape[1] > 0
+
+
 def _scaling(folder: Path, config: Mapping[str, Any], module: str, rank: int) -> float:
     """alpha / rank, or alpha / sqrt(rank) (Kalajdzievski 2023); a pattern may give a module an alpha of its own."""
-    alpha = config.get("lora_alpha", 8)
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
+    alpha, patterns = config.get("lora_alpha", 8), config.get("alpha_pattern") or {}
+    if not isinstance(patterns, Mapping):
+        raise InputError(f"{folder}: alpha_pattern must be an object, it is {patterns!r}")
+    for pattern, value in patterns.items():
+        try:
+            found = re.match(rf"(.*\.)?({pattern})$", module)
+        except re.error as error:
+            raise InputError(f"{folder}: alpha_pattern {pattern!r} is not a regular expression ({error})") from error
+        if found:
             alpha = value
             break
-    if not isinstance(alpha, (int, float)):
+    if not isinstance(alpha, (int, float)) or not abs(alpha) <= _LARGEST_ALPHA:
         raise InputError(f"{folder}: lora_alpha must be a number, it is {alpha!r}")
     return float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)
 

@@ -113,6 +113,12 @@ def test_an_export_with_an_adapter_names_it(llama, tmp_path):
         ({"peft_type": "IA3"}, "peft_type = 'IA3' is not supported"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save = "),
         ({"lora_alpha": "many"}, "lora_alpha must be a number"),
+        ({"lora_alpha": 10**400}, "lora_alpha must be a number"),
+        ({"alpha_pattern": ["q_proj"]}, "alpha_pattern must be an object"),
+        ({"alpha_pattern": {"(": 3}}, r"alpha_pattern '\(' is not a regular expression"),
+        ({"layer_replication": [[0, 1], [0, 1]]}, "layer_replication = "),
+        ({"init_lora_weights": "olora"}, "init_lora_weights = 'olora' is not supported; merge the adapter with PEFT"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights = 'pissa_niter_4'"),
     ],
 )
 def test_other_kinds_of_adapters_are_refused(llama, tmp_path, change, message):
@@ -120,6 +126,19 @@ def test_other_kinds_of_adapters_are_refused(llama, tmp_path, change, message):
     path = adapter / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(InputError, match=message):
+        open_checkpoint(str(llama), [str(adapter)])
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (128, 3)])
+def test_matrices_that_do_not_fit_each_other_are_refused(llama, tmp_path, shape):
+    from safetensors.numpy import load_file, save_file
+
+    adapter = write_adapter(llama, tmp_path / "a", ["q_proj"], 7, r=4)
+    path = adapter / "adapter_model.safetensors"
+    weights = load_file(path)
+    name = next(name for name in weights if "lora_B" in name)
+    save_file(weights | {name: np.ones(shape, np.float32)}, path)
+    with pytest.raises(InputError, match="lacks one of its two matrices, or they do not fit each other"):
         open_checkpoint(str(llama), [str(adapter)])
 
 
