@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InputError
-from .config_values import number, optional_number, positive, whole_list
+from .config_values import index_list, number, optional_number, positive, whole_list
 from .families import FAMILIES, HARMLESS_KEYS, UNSUPPORTED, Family
 from .rope import Rope, parse_rope
 
@@ -247,7 +247,8 @@ def _windows(values: Mapping[str, Any], family: Family, count: int, context: int
     kinds = values.get("layer_types")
     if kinds is None:
         kinds = [_usual_kind(values, family, layer) if size else "full_attention" for layer in range(count)]
-    if not isinstance(kinds, list) or len(kinds) != count or set(kinds) - {"full_attention", "sliding_attention"}:
+    known = ("full_attention", "sliding_attention")
+    if not isinstance(kinds, list) or len(kinds) != count or not all(kind in known for kind in kinds):
         raise InputError(
             f"config.json: layer_types must say full_attention or sliding_attention for each of {count} layers"
         )
@@ -265,7 +266,10 @@ def _usual_kind(values: Mapping[str, Any], family: Family, layer: int) -> str:
         if given is None
         else positive({"sliding_window_pattern": given}, "sliding_window_pattern")
     )
-    slides = (layer + 1) % pattern != 0 if pattern else layer >= int(values.get("max_window_layers", 0))
+    first = values.get("max_window_layers", 0)
+    if type(first) is not int:
+        raise InputError(f"config.json: max_window_layers must be a whole number, it is {first!r}")
+    slides = (layer + 1) % pattern != 0 if pattern else layer >= first
     return "sliding_attention" if slides else "full_attention"
 
 
@@ -278,8 +282,10 @@ def _rotating(values: Mapping[str, Any], family: Family, count: int) -> list[boo
         if not isinstance(listed, list) or len(listed) != count:
             raise InputError(f"config.json: no_rope_layers must have an entry for each of {count} layers")
         return [bool(entry) for entry in listed]
-    interval = values.get("no_rope_layer_interval")
-    return [interval is None or (layer + 1) % int(interval) != 0 for layer in range(count)]
+    if values.get("no_rope_layer_interval") is None:
+        return [True] * count
+    interval = positive(values, "no_rope_layer_interval")
+    return [(layer + 1) % interval != 0 for layer in range(count)]
 
 
 def _rope(values: Mapping[str, Any], head_dim: int, context: int, kind: str) -> Rope:
@@ -312,11 +318,9 @@ def _mlps(values: Mapping[str, Any], family: Family, count: int) -> list[Mlp]:
         raise InputError(f"config.json: {experts.active} of {experts.count} experts cannot be active")
     width = positive(values, "moe_intermediate_size" if "moe_intermediate_size" in values else "intermediate_size")
     mixed = Mlp(width, ACTIVATIONS[name], family.gated, experts)
-    step, only = (
-        positive({"decoder_sparse_step": 1} | dict(values), "decoder_sparse_step"),
-        values.get("mlp_only_layers"),
-    )
-    return [mixed if (layer + 1) % step == 0 and layer not in (only or ()) else mlp for layer, mlp in enumerate(dense)]
+    step = positive({"decoder_sparse_step": 1} | dict(values), "decoder_sparse_step")
+    only = index_list(values, "mlp_only_layers")
+    return [mixed if (layer + 1) % step == 0 and layer not in only else mlp for layer, mlp in enumerate(dense)]
 
 
 def _mlp_widths(values: Mapping[str, Any], count: int) -> list[int]:

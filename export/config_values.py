@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
-from sys import float_info
 from typing import Any
 
 from ..errors import InputError
@@ -21,7 +21,7 @@ def positive(raw: Mapping[str, Any], key: str, most: int = 2**31 - 1) -> int:
 def number(raw: Mapping[str, Any], key: str, default: float) -> float:
     """A positive, finite number; raises InputError for anything else."""
     value = raw.get(key, default)
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= float_info.max:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= sys.float_info.max:
         raise InputError(f"config.json: {key} must be a positive number, it is {value!r}")
     return float(value)
 
@@ -29,6 +29,14 @@ def number(raw: Mapping[str, Any], key: str, default: float) -> float:
 def optional_number(raw: Mapping[str, Any], key: str) -> float | None:
     """A positive, finite number, or None where the key is missing or null."""
     return None if raw.get(key) is None else number(raw, key, 1.0)
+
+
+def index_list(raw: Mapping[str, Any], key: str) -> list[int]:
+    """Whole numbers from 0 on; none where the key is missing or null."""
+    value = [] if raw.get(key) is None else raw[key]
+    if not isinstance(value, list) or not all(type(item) is int and item >= 0 for item in value):
+        raise InputError(f"config.json: {key} must list numbers of layers, it is {value!r}")
+    return value
 
 
 def whole_list(raw: Mapping[str, Any], key: str, length: int) -> list[int]:

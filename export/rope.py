@@ -51,7 +51,7 @@ def parse_rope(raw: Mapping[str, Any], head_dim: int, context: int, kind: str = 
     parameters = _rope_parameters(raw, kind)
     theta = number(parameters, "rope_theta", 10000.0)
     fraction = number(parameters, "partial_rotary_factor", 1.0)
-    rotated = int(head_dim * fraction)
+    rotated = int(head_dim * min(fraction, 2.0))
     if not 0 < rotated <= head_dim or rotated % 2:
         raise InputError(f"config.json: {fraction} of {head_dim} columns cannot be rotated in pairs")
     part = None if rotated == head_dim else rotated
@@ -125,12 +125,14 @@ def _parse_longrope(
     divisors = parameters.get(key)
     if not isinstance(divisors, list) or len(divisors) != rotated // 2:
         raise InputError(f"config.json: {key} must list {rotated // 2} numbers")
-    if not all(isinstance(divisor, (int, float)) and 0 < divisor < math.inf for divisor in divisors):
-        raise InputError(f"config.json: {key} must list positive numbers")
-    factor = parameters.get("factor") or positive(raw, "max_position_embeddings") / original
+    divisors = [number({key: divisor}, key, 1.0) for divisor in divisors]
+    stretched = positive(raw, "max_position_embeddings") / original
+    factor = number(parameters, "factor", 1.0) if parameters.get("factor") else stretched
+    if original == 1:
+        raise InputError("config.json: original_max_position_embeddings must be more than 1")
     usual = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
     magnitude = usual if parameters.get("attention_factor") is None else number(parameters, "attention_factor", usual)
-    return Rope(theta, divisors=tuple(map(float, divisors)), magnitude=magnitude, rotated=part)
+    return Rope(theta, divisors=tuple(divisors), magnitude=magnitude, rotated=part)
 
 
 def inverse_frequencies(rope: Rope, head_dim: int) -> NDArray[np.float32]:

@@ -205,6 +205,14 @@ def test_what_is_not_supported_is_refused_by_name(raw, message):
     assert set(UNSUPPORTED).isdisjoint(FAMILIES)
 
 
+_LONGROPE = {
+    "rope_type": "longrope",
+    "original_max_position_embeddings": 32,
+    "short_factor": [1.0] * 8,
+    "long_factor": [2.0] * 8,
+}
+
+
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
@@ -219,6 +227,15 @@ def test_what_is_not_supported_is_refused_by_name(raw, message):
         ("openelm", {"num_query_heads": [2, 4]}, "num_attention_heads has 2 entries for 3 layers"),
         ("qwen3_moe", {"use_sliding_window": True}, "use_sliding_window = True is not supported"),
         ("gpt_neox", {"attention_sinks": 4}, "keys that pocketlm does not know"),
+        ("qwen2", {"rms_norm_eps": 10**400}, "rms_norm_eps must be a positive number"),
+        ("phi3", {"rope_parameters": _LONGROPE | {"original_max_position_embeddings": 1}}, "must be more than 1"),
+        ("phi3", {"rope_parameters": _LONGROPE | {"factor": "8"}}, "factor must be a positive number, it is '8'"),
+        ("phi3", {"rope_parameters": _LONGROPE | {"long_factor": [True] * 8}}, "long_factor must be a positive number"),
+        ("phi3", {"rope_parameters": _LONGROPE | {"partial_rotary_factor": 1e308}}, "cannot be rotated in pairs"),
+        ("qwen3_moe", {"mlp_only_layers": 1}, "mlp_only_layers must list numbers of layers, it is 1"),
+        ("smollm3", {"no_rope_layers": None, "no_rope_layer_interval": 0}, "no_rope_layer_interval must be a positive"),
+        ("gemma3", {"layer_types": [["full_attention"]] * 3}, "layer_types must say"),
+        ("qwen2 window", {"layer_types": None, "max_window_layers": "1"}, "max_window_layers must be a whole number"),
     ],
 )
 def test_configurations_that_cannot_be_computed(name, change, message):
