@@ -2,12 +2,12 @@
 
 Tables:
 
-    meta          key, value: ``schema``, ``state`` (``complete`` when every file is in)
+    meta          key, value: ``schema``, ``state`` (``complete`` when every file is in), ``terms`` (in all passages)
     files         path relative to the folder, size in bytes, time of modification, sha256
     passages      id, file, title, text
     passages_fts5 full text of passages: bm25 ranking (SQLite's FTS5), what this module asks
-    passages_fts4 the same for Android, whose own SQLite is built without FTS5; ``matchinfo(..., 'pcnalx')`` has what
-                  bm25 needs
+    passages_fts4 the same for Android, whose own SQLite is built without FTS5: see ``search_terms``
+    passage_terms empty; where passages_fts4 looks for what it is to forget
 Neither full-text table holds a copy of the texts.
 """
 
@@ -25,8 +25,9 @@ from pathlib import Path
 from ..errors import InputError
 from .progress import Progress, silent
 from .search_passages import READERS, Passage, read_passages
+from .search_terms import TERM_TABLES, TOKENIZER, add_terms, count_terms, prepare_terms, remove_terms
 
-SCHEMA = "1"
+SCHEMA = 2  # 1 had other terms in passages_fts4
 _FILES_PER_COMMIT = 64
 
 _TABLES = """
@@ -37,8 +38,8 @@ CREATE TABLE passages (id INTEGER PRIMARY KEY, file INTEGER NOT NULL REFERENCES 
                        text TEXT NOT NULL);
 CREATE INDEX passages_of_file ON passages (file);
 CREATE VIRTUAL TABLE passages_fts5 USING fts5 (title, text, content='passages', content_rowid='id',
-                                               tokenize='porter unicode61');
-CREATE VIRTUAL TABLE passages_fts4 USING fts4 (title, text, content='passages', tokenize=porter);
+                                               tokenize='{tokenizer}');
+{term_tables}
 INSERT INTO meta VALUES ('schema', '{schema}'), ('state', 'partial');
 """
 
@@ -99,31 +100,41 @@ def _is_unicode(path: Path) -> bool:
 
 
 def _begin(partial: Path, output: Path) -> None:
-    """Have a file to write into: what an interrupted run left, else a copy of the index, else an empty index."""
-    if partial.exists() and _is_index(partial):
+    """Have a file to write into: what an interrupted run left, else a copy of the index, else an empty index.
+
+    An index of an older schema is made anew.
+    """
+    if partial.exists() and _schema_of_file(partial) == SCHEMA:
         return
     partial.unlink(missing_ok=True)
-    if output.exists():
-        if not _is_index(output):
-            raise InputError(f"{output}: exists and is no index of pocketlm; name another file with -o")
+    schema = _schema_of_file(output) if output.exists() else 0
+    if schema is None:
+        raise InputError(f"{output}: exists and is no index of pocketlm; name another file with -o")
+    if schema > SCHEMA:
+        raise InputError(f"{output}: a newer pocketlm made it (schema {schema}); update pocketlm, or use another -o")
+    if schema == SCHEMA:
         with closing(_open_read_only(output)) as source, closing(sqlite3.connect(partial)) as copy:
             source.backup(copy)
         return
     with closing(sqlite3.connect(partial)) as database:
-        database.executescript(_TABLES.format(schema=SCHEMA))
+        database.executescript(_TABLES.format(schema=SCHEMA, tokenizer=TOKENIZER, term_tables=TERM_TABLES))
 
 
-def _is_index(path: Path) -> bool:
+def _schema_of_file(path: Path) -> int | None:
+    """The schema of an index; None if the file is none."""
     try:
         with closing(_open_read_only(path)) as database:
-            return _schema_of(database) == SCHEMA
-    except sqlite3.Error:
-        return False
+            return _schema_of(database)
+    except (sqlite3.Error, ValueError):
+        return None
 
 
-def _schema_of(database: sqlite3.Connection) -> str | None:
+def _schema_of(database: sqlite3.Connection) -> int:
+    """Raises ValueError or sqlite3.Error if this is no index."""
     row = database.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()
-    return None if row is None else str(row[0])
+    if row is None:
+        raise ValueError("it does not say its schema")
+    return int(row[0])
 
 
 def _update(
@@ -132,6 +143,7 @@ def _update(
     known = {row[0]: row[1:] for row in database.execute("SELECT path, id, size_bytes, modified_ns, sha256 FROM files")}
     names = {path.relative_to(folder).as_posix(): path for path in paths}
     gone = [name for name in known if name not in names]
+    prepare_terms(database)
     added, skipped = 0, list[str]()
     with progress("Indexing", len(names)) as step:
         for name in gone:
@@ -147,7 +159,8 @@ def _update(
     with database:
         for table in ("passages_fts5", "passages_fts4"):
             database.execute(f"INSERT INTO {table} ({table}) VALUES ('optimize')")
-        database.execute("UPDATE meta SET value = 'complete' WHERE key = 'state'")
+        written = [("state", "complete"), ("terms", str(count_terms(database)))]
+        database.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", written)
     database.execute("VACUUM")
     passages = int(database.execute("SELECT count(*) FROM passages").fetchone()[0])
     unchanged = len(names) - added - len(skipped)
@@ -178,22 +191,24 @@ def _bring_up_to_date(
         "INSERT INTO files (path, size_bytes, modified_ns, sha256) VALUES (?, ?, ?, ?)",
         (name, status.st_size, status.st_mtime_ns, sha256),
     ).lastrowid
-    for title, text in passages:
-        insert = "INSERT INTO passages (file, title, text) VALUES (?, ?, ?)"
-        passage = database.execute(insert, (number, title, text)).lastrowid
-        for table in ("passages_fts5", "passages_fts4"):
-            database.execute(f"INSERT INTO {table} (rowid, title, text) VALUES (?, ?, ?)", (passage, title, text))
+    insert = "INSERT INTO passages (file, title, text) VALUES (?, ?, ?)"
+    database.executemany(insert, [(number, title, text) for title, text in passages])
+    rows = _passages_of(database, number)
+    database.executemany("INSERT INTO passages_fts5 (rowid, title, text) VALUES (?, ?, ?)", rows)
+    add_terms(database, rows)
     return 1
+
+
+def _passages_of(database: sqlite3.Connection, file: int | None) -> list[tuple[int, str, str]]:
+    return database.execute("SELECT id, title, text FROM passages WHERE file = ? ORDER BY id", (file,)).fetchall()
 
 
 def _remove(database: sqlite3.Connection, file: int) -> None:
     """Take a file and its passages out; the full-text tables have to be told the old texts."""
-    rows = database.execute("SELECT id, title, text FROM passages WHERE file = ?", (file,)).fetchall()
-    for row in rows:
-        database.execute(
-            "INSERT INTO passages_fts5 (passages_fts5, rowid, title, text) VALUES ('delete', ?, ?, ?)", row
-        )
-        database.execute("DELETE FROM passages_fts4 WHERE docid = ?", row[:1])
+    rows = _passages_of(database, file)
+    delete = "INSERT INTO passages_fts5 (passages_fts5, rowid, title, text) VALUES ('delete', ?, ?, ?)"
+    database.executemany(delete, rows)
+    remove_terms(database, rows)
     database.execute("DELETE FROM passages WHERE file = ?", (file,))
     database.execute("DELETE FROM files WHERE id = ?", (file,))
 
@@ -218,7 +233,8 @@ class IndexSource:
             self._database = _open_read_only(path)
             schema = _schema_of(self._database)
         if schema != SCHEMA:
-            raise InputError(f"{path}: index schema {schema}, this pocketlm reads {SCHEMA}; make the index again")
+            what = "make the index again with: pocketlm index" if schema < SCHEMA else "update pocketlm"
+            raise InputError(f"{path}: index schema {schema}, this pocketlm reads {SCHEMA}; {what}")
         self._path = path
 
     def search(self, words: Sequence[str], limit: int) -> list[Passage]:
@@ -243,7 +259,7 @@ class IndexSource:
 def _readable(path: Path) -> Iterator[None]:
     try:
         yield
-    except (sqlite3.Error, UnicodeDecodeError) as error:
+    except (sqlite3.Error, ValueError) as error:
         raise InputError(
             f"{path}: is no index or a damaged one ({error}); make it again with: pocketlm index"
         ) from error

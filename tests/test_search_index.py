@@ -6,6 +6,7 @@ import re
 import sqlite3
 import struct
 from collections import Counter
+from contextlib import closing
 
 import pytest
 from pocketlm.errors import InputError
@@ -67,9 +68,7 @@ def test_only_what_changed_is_read_again(folder, tmp_path):
     assert found(index, "moon") == found(index, "Nevis") == []
     assert found(index, "Sargasso") == ["Eels go to the Sargasso."]
     assert found(index, "puffin") == ["Puffins dig burrows."]
-    database = sqlite3.connect(index)
-    for table in ("passages_fts5", "passages_fts4"):
-        database.execute(f"INSERT INTO {table} ({table}) VALUES ('integrity-check')")
+    check_tables(index)
 
 
 def test_an_update_gives_what_a_new_index_gives(folder, tmp_path):
@@ -132,40 +131,146 @@ def test_deep_and_broken_html(tmp_path):
     assert "core" in " ".join(text for _, text in read_passages(path))
 
 
-def test_android_ranks_as_bm25_does(folder, tmp_path):
-    """What an app computes from FTS4's matchinfo is FTS5's own order."""
-    generator = random.Random(1)
-    words = [f"w{number}" for number in range(60)]
-    for number in range(40):
-        text = " ".join(generator.choices(words, k=generator.randint(20, 90)))
-        (folder / f"{number}.txt").write_text(text)
-    index = index_folder(folder, tmp_path / "facts.db").index
+def vocabularies(index):
+    """Of both full-text tables: {(term, column): (passages, occurrences)}."""
     database = sqlite3.connect(index)
-    asked = ["w1", "w7", "w30"]
-    rows = database.execute(
-        "SELECT docid, matchinfo(passages_fts4, 'pcnalx') FROM passages_fts4 WHERE passages_fts4 MATCH ?",
-        (" OR ".join(asked),),
-    ).fetchall()
-    order = sorted(rows, key=lambda row: (-bm25_of_matchinfo(row[1], (2.0, 1.0)), row[0]))
-    texts = [database.execute("SELECT text FROM passages WHERE id = ?", row[:1]).fetchone()[0] for row in order]
-    assert texts[:5] == found(index, " ".join(asked), 5)
-    assert len(texts) > 10
+    database.execute("CREATE VIRTUAL TABLE temp.five USING fts5vocab (main, passages_fts5, col)")
+    database.execute("CREATE VIRTUAL TABLE temp.four USING fts4aux (main, passages_fts4)")
+    five = database.execute("SELECT CAST(term AS BLOB), col, doc, cnt FROM five")
+    four = database.execute("SELECT CAST(term AS BLOB), col, documents, occurrences FROM four WHERE col <> '*'")
+    columns = ("title", "text")
+    return {row[:2]: row[2:] for row in five}, {(row[0], columns[int(row[1])]): row[2:] for row in four}
 
 
-def bm25_of_matchinfo(blob, weights, k1=1.2, b=0.75):
-    """Robertson's bm25 with FTS5's constants; columns weigh as given."""
-    numbers = struct.unpack(f"{len(blob) // 4}I", blob)
-    phrases, columns, rows = numbers[:3]
-    average, length = sum(numbers[3 : 3 + columns]), sum(numbers[3 + columns : 3 + 2 * columns])
-    hits = numbers[3 + 2 * columns :]
-    score = 0.0
-    for phrase in range(phrases):
-        of_phrase = hits[3 * phrase * columns : 3 * (phrase + 1) * columns]
-        frequency = sum(weights[column] * of_phrase[3 * column] for column in range(columns))
-        documents = max(of_phrase[3 * column + 2] for column in range(columns))
-        inverse = max(1e-6, math.log((rows - documents + 0.5) / (documents + 0.5)))
-        score += inverse * frequency * (k1 + 1) / (frequency + k1 * (1 - b + b * length / average))
-    return score
+def check_tables(index):
+    """Both full-text tables hold the same, and it is what the passages say."""
+    five, four = vocabularies(index)
+    assert five == four
+    with closing(sqlite3.connect(index, isolation_level=None)) as database:
+        database.execute("INSERT INTO passages_fts5 (passages_fts5) VALUES ('integrity-check')")
+        total = database.execute("SELECT value FROM meta WHERE key = 'terms'").fetchone()[0]
+        assert int(total) == sum(occurrences for _, occurrences in five.values())
+        assert database.execute("SELECT count(*) FROM passage_terms").fetchone() == (0,)
+
+
+def test_both_tables_stay_in_step(folder, tmp_path):
+    """Through files that are added, changed, removed and renamed, with titles and texts of all kinds."""
+    generator, index = random.Random(2), tmp_path / "facts.db"
+    for _ in range(12):
+        for number in generator.sample(range(12), 4):
+            path = folder / f"{number}.md"
+            if path.exists() and generator.random() < 0.4:
+                path.unlink()
+            else:
+                path.write_text(f"# {random_text(generator, 3)}\n\n{random_text(generator, 50)}\n")
+        index_folder(folder, index)
+        check_tables(index)
+    fresh = index_folder(folder, tmp_path / "fresh.db").index
+    assert vocabularies(index) == vocabularies(fresh)
+
+
+WORDS = re.findall(
+    r"\S+",
+    "running runs ran relational nests “nested” nesting naïve naive NAÏVE Straße GPT-4's GPT 4 O’Neill C++ x² Привет "
+    "привет 東京タワー 丸 a丸ed e-mail foo_bar ½ ﬁsh 🦊 caresses ponies 1990s 1990 hopping falling hissing sky is at",
+)
+
+
+def random_text(generator, length):
+    return " ".join(generator.choices(WORDS, k=generator.randint(1, length)))
+
+
+def test_android_finds_what_fts5_finds_with_the_same_scores(folder, tmp_path):
+    """What ``search_terms`` tells apps to compute."""
+    generator = random.Random(1)
+    for number in range(60):
+        (folder / f"{number}.md").write_text(f"# {random_text(generator, 3)}\n\n{random_text(generator, 80)}")
+    index = index_folder(folder, tmp_path / "facts.db").index
+    found = 0
+    for _ in range(100):
+        words = keywords(" ".join(generator.choices([*WORDS, "absent", "nested nests", "tide"], k=3)))
+        expected, scores = scores_of_fts5(index, words), scores_of_fts4(index, words)
+        assert scores == pytest.approx(expected, rel=1e-12)
+        assert sorted(scores, key=lambda number: (-scores[number], number)) == list(expected)
+        found += len(expected) > 3
+    assert found > 50
+
+
+def scores_of_fts5(index, words):
+    question = " OR ".join(f'"{word}"' for word in words)
+    rows = sqlite3.connect(index).execute(
+        "SELECT rowid, -bm25(passages_fts5, 2.0, 1.0) AS score FROM passages_fts5 WHERE passages_fts5 MATCH ? "
+        "ORDER BY score DESC, rowid",
+        (question,),
+    )
+    return dict(rows.fetchall())
+
+
+def scores_of_fts4(index, words):
+    """By a connection that knows FTS4, and a stemmer: FTS5's."""
+    database = sqlite3.connect(index)
+    terms = int(database.execute("SELECT value FROM meta WHERE key = 'terms'").fetchone()[0])
+    scores = Counter()
+    for word in words:
+        phrase = b'"' + b" ".join(stems(word)) + b'"'
+        rows = database.execute(
+            "SELECT docid, matchinfo(passages_fts4, 'nlx') FROM passages_fts4 "
+            "WHERE passages_fts4 MATCH CAST(? AS TEXT)",
+            (phrase,),
+        ).fetchall()
+        for number, blob in rows:
+            passages, *lengths, in_title, _, _, in_text, _, _ = struct.unpack("9I", blob)
+            inverse = max(1e-6, math.log((passages - len(rows) + 0.5) / (len(rows) + 0.5)))
+            frequency = 2.0 * in_title + in_text
+            longer = 1 - 0.75 + 0.75 * sum(lengths) / (terms / passages)
+            scores[number] += inverse * (frequency * 2.2 / (frequency + 1.2 * longer))
+    return dict(scores)
+
+
+def stems(word):
+    """The terms of a word, split as FTS4 splits and stemmed one by one."""
+    database = sqlite3.connect(":memory:")
+    database.execute("CREATE VIRTUAL TABLE parts USING fts3tokenize (unicode61)")
+    database.execute("CREATE VIRTUAL TABLE texts USING fts5 (text, tokenize='porter unicode61')")
+    database.execute("CREATE VIRTUAL TABLE terms USING fts5vocab (texts, instance)")
+    found = []
+    for (part,) in database.execute("SELECT token FROM parts WHERE input = ? ORDER BY position", (word,)).fetchall():
+        database.execute("DELETE FROM texts")
+        database.execute("INSERT INTO texts VALUES (?)", (part,))
+        found += [row[0] for row in database.execute("SELECT CAST(term AS BLOB) FROM terms")]
+    return found
+
+
+def test_fts4_splits_and_folds_as_fts5_does():
+    """Every character: else the words of a query would be other terms on Android."""
+    database = sqlite3.connect(":memory:")
+    database.execute("CREATE VIRTUAL TABLE four USING fts3tokenize (unicode61)")
+    database.execute("CREATE VIRTUAL TABLE texts USING fts5 (text, content='', tokenize=unicode61)")
+    database.execute("CREATE VIRTUAL TABLE five USING fts5vocab (texts, instance)")
+    characters = [chr(code) for code in range(1, 0x30000) if not 0xD800 <= code < 0xE000]
+    for start in range(0, len(characters), 2048):
+        text = " ".join(f"q{character}z" for character in characters[start : start + 2048])
+        database.execute("INSERT INTO texts (texts) VALUES ('delete-all')")
+        database.execute("INSERT INTO texts (rowid, text) VALUES (1, ?)", (text,))
+        four = database.execute("SELECT token FROM four WHERE input = ? ORDER BY position", (text,)).fetchall()
+        assert four == database.execute("SELECT term FROM five ORDER BY offset").fetchall()
+
+
+def test_an_index_of_the_schema_before_is_refused_or_made_anew(folder, tmp_path):
+    index = index_folder(folder, tmp_path / "facts.db").index
+    for schema, message in ((1, "index schema 1, .* reads 2; make the index again"), (3, "update pocketlm")):
+        with closing(sqlite3.connect(index, isolation_level=None)) as database:
+            database.execute("UPDATE meta SET value = ? WHERE key = 'schema'", (schema,))
+        with pytest.raises(InputError, match=message):
+            IndexSource(index)
+        if schema == 1:
+            report = index_folder(folder, index)
+            assert (report.added, report.unchanged) == (3, 0)
+            check_tables(index)
+        else:
+            with pytest.raises(InputError, match="newer pocketlm"):
+                index_folder(folder, index)
+    assert not index.with_name("facts.db.partial").exists()
 
 
 def test_keywords():
