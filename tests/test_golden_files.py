@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
+from contextlib import closing
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from golden.make import FOLDER, SMOLLM2, contents, smollm2_content
+from golden.make import FACTS, FOLDER, SMOLLM2, contents, smollm2_content
+from golden.search import write_facts
 from golden.vectors import generated
 from pocketlm.errors import InputError
 from pocketlm.export.bundle import changed_files, read_manifest
@@ -29,6 +32,25 @@ def read(name: str) -> Any:
 def test_files_are_what_the_script_writes() -> None:
     for name, text in contents().items():
         assert (FOLDER / name).read_text(encoding="utf-8") == text, f"{name} is out of date; run: make golden"
+
+
+def test_the_index_is_what_the_script_writes(tmp_path: Path) -> None:
+    """Not byte for byte: SQLite writes its version into a file."""
+    write_facts(tmp_path / FACTS)
+    assert tables(tmp_path / FACTS) == tables(FOLDER / FACTS), "facts.db is out of date; run: make golden"
+
+
+def tables(path: Path) -> list[list[tuple[Any, ...]]]:
+    """What an index holds."""
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE VIRTUAL TABLE temp.four USING fts4aux (main, passages_fts4)")
+        database.execute("CREATE VIRTUAL TABLE temp.five USING fts5vocab (main, passages_fts5, instance)")
+        of = {"meta": "*", "files": "*", "passages": "*", "passage_terms": "*", "four": "CAST(term AS BLOB), *",
+              "five": "CAST(term AS BLOB), doc, col, offset"}  # fmt: skip
+        database.text_factory = bytes
+        return [
+            database.execute(f"SELECT {columns} FROM {table} ORDER BY 1").fetchall() for table, columns in of.items()
+        ]
 
 
 @pytest.mark.end_to_end

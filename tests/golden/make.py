@@ -11,6 +11,10 @@
     bundle/broken.json     what is wrong with other bundles, and words that the message about it must have
     device_results.json    what an app writes for `pocketlm device` and `pocketlm bench --import`
     replay.json            logits of a runtime against bundle/good/golden.json, and the KL that comes out
+    facts.db               an index of `pocketlm index`
+    search.json            questions and their keywords; words and their stems; what is found in facts.db, with scores;
+                           prompts: messages, passages that a source named "given" finds (or its error), what is kept
+                           (messages, passages), the token ids with bundle/good, and what the user is told
 
 A case of a text is {"user": ids where no control token counts; null if the tokenizer cannot write one as plain text,
 "template": ids where all count, absent if they are the same, "decoded": the text of the ids "user" without control
@@ -29,15 +33,17 @@ from pathlib import Path
 from typing import Any
 
 from golden.bundles import broken_bundles, device_results, good_bundle, replays
+from golden.search import search_vectors, write_facts
 from golden.texts import TEXTS
 from golden.vectors import awkward_ids, chat_ids, chat_vectors, sampling_vectors, small_tokenizers
 
 FOLDER = Path(__file__).parent
 SMOLLM2 = "awkward_smollm2.json"
+FACTS = "facts.db"
 
 
 def contents() -> dict[str, str]:
-    """Path in this folder -> text, of all files but that of SmolLM2."""
+    """Path in this folder -> text, of all files but the index and that of SmolLM2."""
     tokenizers = small_tokenizers()
     bundle = good_bundle(tokenizers)
     files = {f"bundle/good/{name}": text for name, text in bundle.items()}
@@ -52,6 +58,7 @@ def contents() -> dict[str, str]:
         "sampling.json": _lines(sampling_vectors()),
         "bundle/broken.json": _lines(broken_bundles(bundle)),
         "replay.json": _lines(replays(bundle)),
+        "search.json": _lines(search_vectors(bundle)),
         "device_results.json": json.dumps(device_results(), indent=1) + "\n",
     }
 
@@ -79,6 +86,7 @@ def _lines(content: Any, depth: int = 0) -> str:
 
 def main() -> None:
     """Write all files anew."""
+    write_facts(FOLDER / FACTS)
     for name, text in (contents() | {SMOLLM2: smollm2_content()}).items():
         path = FOLDER / name
         path.parent.mkdir(parents=True, exist_ok=True)
