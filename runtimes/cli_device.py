@@ -46,13 +46,16 @@ def list_command(as_json: bool) -> None:
 @device.command("install")
 @_bundle
 @click.option("--app", type=click.Path(path_type=Path), help="Install this app too (an .apk or .ipa).")
+@click.option(
+    "--facts", type=click.Path(path_type=Path), help="An index of `pocketlm index`, for the app to look facts up in."
+)
 @_serial
 @json_option
-def install_command(bundle: Path, app: Path | None, serial: str | None, as_json: bool) -> None:
+def install_command(bundle: Path, app: Path | None, facts: Path | None, serial: str | None, as_json: bool) -> None:
     """Copy BUNDLE to a phone. A copy that was cut off goes on where it was; every file is proven by its hash."""
     from .device import bundle_name, install
 
-    phone = install(bundle, app, serial, progress_for(as_json))
+    phone = install(bundle, app, serial, progress_for(as_json), facts)
     if as_json:
         print_json({"serial": phone.serial, "bundle": bundle_name(bundle)})
     else:

@@ -11,8 +11,10 @@ from ..errors import InputError
 from ..export.bundle import Manifest, changed_files, read_manifest
 from .device_results import DeviceResults, read_results
 from .progress import Progress, silent
+from .search_index import IndexSource
 
 READY = "ready"
+FACTS = "facts.db"  # an index's name on a phone, in the folder of the bundle
 
 
 @dataclass(frozen=True)
@@ -47,17 +49,34 @@ class BenchSettings:
 
 
 @dataclass(frozen=True)
+class Copy:
+    """What goes to a phone.
+
+    bundle, manifest  folder of a bundle and its manifest
+    name              the bundle's name there
+    app               file of the app, None to leave the one that is there
+    facts             an index of `pocketlm index`, None to leave the one that is there
+    """
+
+    bundle: Path
+    manifest: Manifest
+    name: str
+    app: Path | None = None
+    facts: Path | None = None
+
+
+@dataclass(frozen=True)
 class Platform:
     """How phones of one kind are reached. All functions raise InputError with what is wrong and what to do.
 
     list_phones   all that are connected, usable or not
-    install       phone, folder and manifest of a bundle, its name there, the app's file or None, progress
+    install       phone, what to copy, progress
     run           phone, task, seconds to wait -> the results file's content
     """
 
     name: str
     list_phones: Callable[[], list[Phone]]
-    install: Callable[[Phone, Path, Manifest, str, Path | None, Progress], None]
+    install: Callable[[Phone, Copy, Progress], None]
     run: Callable[[Phone, Task, float, Progress], str]
 
 
@@ -102,10 +121,17 @@ def bundle_name(bundle: Path) -> str:
     return kept.lstrip("._-") or "bundle"
 
 
-def install(bundle: Path, app: Path | None = None, serial: str | None = None, progress: Progress = silent) -> Phone:
-    """Put a bundle, and if given the app, on a phone; every file is there whole and proven by its hash, or not at all.
+def install(
+    bundle: Path,
+    app: Path | None = None,
+    serial: str | None = None,
+    progress: Progress = silent,
+    facts: Path | None = None,
+) -> Phone:
+    """Put a bundle, and if given the app and an index, on a phone.
 
-    Raises InputError for a damaged bundle, or whatever keeps it off the phone.
+    Every file is there whole and proven by its hash, or not at all. Raises InputError for a damaged bundle or index, or
+    whatever keeps it off the phone.
     """
     manifest = read_manifest(bundle)
     changed = changed_files(bundle, manifest)
@@ -113,8 +139,10 @@ def install(bundle: Path, app: Path | None = None, serial: str | None = None, pr
         raise InputError(f"{bundle}: {changed[0]} is missing or was changed since the export; export again")
     if app is not None and not app.is_file():
         raise InputError(f"{app} is missing; build the app first (android_demo/README.md, ios_demo/README.md)")
+    if facts is not None:
+        IndexSource(facts)  # refuses what is no index
     platform, phone = choose_phone(serial)
-    platform.install(phone, bundle, manifest, bundle_name(bundle), app, progress)
+    platform.install(phone, Copy(bundle, manifest, bundle_name(bundle), app, facts), progress)
     return phone
 
 

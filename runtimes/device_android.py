@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
-from ..export.bundle import MANIFEST_FILE, Manifest, hash_file
-from .device import READY, BenchSettings, Phone, Platform, Task
+from ..export.bundle import MANIFEST_FILE, hash_file
+from .device import FACTS, READY, BenchSettings, Copy, Phone, Platform, Task
 from .device_adb import Adb, list_devices
 from .progress import Progress
 
@@ -41,26 +41,25 @@ class _File:
     sha256: str
 
 
-def install(
-    phone: Phone, bundle: Path, manifest: Manifest, name: str, app: Path | None, progress: Progress, chunk: int = CHUNK
-) -> None:
+def install(phone: Phone, copy: Copy, progress: Progress, chunk: int = CHUNK) -> None:
     """See Platform. Files that are there already are kept, and a file that was cut off is continued.
 
     The manifest comes last: the app does not see a bundle that is not whole.
     """
     adb = Adb(phone.serial)
     _check_version(adb)
-    folder = f"{BUNDLES}/{name}"
+    folder = f"{BUNDLES}/{copy.name}"
     files = [
-        _File(bundle / path, f"{folder}/{path}", entry.size_bytes, entry.sha256)
-        for path, entry in manifest.files.items()
+        _File(copy.bundle / path, f"{folder}/{path}", entry.size_bytes, entry.sha256)
+        for path, entry in copy.manifest.files.items()
         if not path.startswith("coreml/")
     ]
-    own = hash_file(bundle / MANIFEST_FILE)
-    last = _File(bundle / MANIFEST_FILE, f"{folder}/{MANIFEST_FILE}", own.size_bytes, own.sha256)
-    if app is not None:
+    if copy.facts is not None:
+        files.append(_hashed(copy.facts, f"{folder}/{FACTS}"))
+    last = _hashed(copy.bundle / MANIFEST_FILE, f"{folder}/{MANIFEST_FILE}")
+    if copy.app is not None:
         with progress("Installing the app"):
-            _install_app(adb, app)
+            _install_app(adb, copy.app)
     there = _remote_sizes(adb, folder)
     if (
         there.get(last.remote) == last.size
@@ -70,17 +69,24 @@ def install(
         return
     adb.shell("rm", "-f", last.remote)
     for stale in sorted(
-        there.keys() - {name for file in files for name in (file.remote, _partial(file))} - {last.remote}
+        there.keys()
+        - {name for file in files for name in (file.remote, _partial(file))}
+        - {last.remote, f"{folder}/{FACTS}"}
     ):
         adb.shell("rm", "-f", stale)
     _check_space(adb, files, there)
     for parent in sorted({file.remote.rpartition("/")[0] for file in [*files, last]}):
         adb.shell("mkdir", "-p", parent)
     steps = sum(-(-file.size // chunk) for file in files) + 1
-    with progress(f"Copying {name} to {phone.model or phone.serial}", steps) as step:
+    with progress(f"Copying {copy.name} to {phone.model or phone.serial}", steps) as step:
         for file in [*files, last]:
             _send(adb, file, there, chunk, step)
     adb.shell("chmod", "-R", "a+rX", BUNDLES)
+
+
+def _hashed(local: Path, remote: str) -> _File:
+    entry = hash_file(local)
+    return _File(local, remote, entry.size_bytes, entry.sha256)
 
 
 def _check_version(adb: Adb) -> None:

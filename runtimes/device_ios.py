@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import InputError
-from ..export.bundle import MANIFEST_FILE, Manifest, hash_file
-from .device import READY, Phone, Platform, Task
+from ..export.bundle import MANIFEST_FILE, hash_file
+from .device import FACTS, READY, Copy, Phone, Platform, Task
 from .progress import Progress
 
 APP = "org.pocketlm.demo"
@@ -106,10 +106,8 @@ def ios(open_services: Callable[[], Services | None], pause_seconds: float = _PA
         services = open_services()
         return [] if services is None else list_iphones(services)
 
-    def install(
-        phone: Phone, bundle: Path, manifest: Manifest, name: str, app: Path | None, progress: Progress
-    ) -> None:
-        install_bundle(_needed(open_services), phone, bundle, manifest, name, app, progress)
+    def install(phone: Phone, copy: Copy, progress: Progress) -> None:
+        install_bundle(_needed(open_services), phone, copy, progress)
 
     def run(phone: Phone, task: Task, timeout: float, progress: Progress) -> str:
         return run_task(_needed(open_services), phone, task, timeout, progress, pause_seconds)
@@ -148,51 +146,46 @@ async def _describe(services: Services, serial: str) -> Phone:
     return Phone("ios", serial, str(values.get("ProductType", "iPhone")), state)
 
 
-def install_bundle(
-    services: Services,
-    phone: Phone,
-    bundle: Path,
-    manifest: Manifest,
-    name: str,
-    app: Path | None,
-    progress: Progress,
-) -> None:
+def install_bundle(services: Services, phone: Phone, copy: Copy, progress: Progress) -> None:
     """See Platform. A copy that was cut off goes on file by file; an older bundle stays until the new one is whole.
 
     AFC, Apple's file protocol, knows no hashes: sizes are compared here, and the app compares all hashes when it opens
     the bundle.
     """
-    sizes = _wanted_files(bundle, manifest)
-    partial = f"{_DOCUMENTS}/.pocketlm-push-{hash_file(bundle / MANIFEST_FILE).sha256[:16]}"
+    files = _wanted_files(copy)
+    sizes = {path: local.stat().st_size for path, local in files.items()}
+    of = [hash_file(path).sha256[:16] for path in (copy.facts, copy.bundle / MANIFEST_FILE) if path is not None]
+    partial, final = f"{_DOCUMENTS}/.pocketlm-push-{'-'.join(of)}", f"{_DOCUMENTS}/{copy.name}"
 
-    async def copy() -> None:
+    async def push() -> None:
         async with services.documents(phone.serial, app_identifier()) as documents:
             missing = [path for path in sizes if not await _is_there(documents, f"{partial}/{path}", sizes[path])]
             await _check_space(documents, sum(sizes[path] for path in missing), phone)
             pieces = sum(_pieces(sizes[path]) for path in missing)
-            with progress(f"Copying {name} to {phone.model}", pieces) as step:
+            with progress(f"Copying {copy.name} to {phone.model}", pieces) as step:
                 for path in missing:
-                    await _write(documents, bundle / path, f"{partial}/{path}", step)
-            await documents.rm(f"{_DOCUMENTS}/{name}", force=True)
-            await documents.rename(partial, f"{_DOCUMENTS}/{name}")
+                    await _write(documents, files[path], f"{partial}/{path}", step)
+            if copy.facts is None and await documents.exists(f"{final}/{FACTS}"):
+                await documents.rename(f"{final}/{FACTS}", f"{partial}/{FACTS}")
+            await documents.rm(final, force=True)
+            await documents.rename(partial, final)
 
     with _one_line(services):
-        if app is not None:
+        if copy.app is not None:
             with progress("Installing the app"):
-                asyncio.run(services.install(phone.serial, app))
-        asyncio.run(copy())
+                asyncio.run(services.install(phone.serial, copy.app))
+        asyncio.run(push())
 
 
-def _wanted_files(bundle: Path, manifest: Manifest) -> dict[str, int]:
-    """Path -> size in bytes of what the app needs, the manifest last."""
-    if not set(TARGETS) & set(manifest.targets):
-        raise InputError(f"{bundle}: holds nothing that an iPhone runs; export again with --to coreml")
+def _wanted_files(copy: Copy) -> dict[str, Path]:
+    """Path there -> file here of what the app needs, the manifest last."""
+    if not set(TARGETS) & set(copy.manifest.targets):
+        raise InputError(f"{copy.bundle}: holds nothing that an iPhone runs; export again with --to coreml")
     wanted = {
-        path: entry.size_bytes
-        for path, entry in manifest.files.items()
-        if "/" not in path or path.partition("/")[0] in TARGETS
+        path: copy.bundle / path for path in copy.manifest.files if "/" not in path or path.partition("/")[0] in TARGETS
     }
-    return wanted | {MANIFEST_FILE: (bundle / MANIFEST_FILE).stat().st_size}
+    facts = {} if copy.facts is None else {FACTS: copy.facts}
+    return wanted | facts | {MANIFEST_FILE: copy.bundle / MANIFEST_FILE}
 
 
 async def _is_there(documents: Documents, path: str, size: int) -> bool:

@@ -15,7 +15,7 @@ from pocketlm.errors import InputError
 from pocketlm.export.bundle import read_manifest
 from pocketlm.runtimes import device_android
 from pocketlm.runtimes.cli import run
-from pocketlm.runtimes.device import choose_phone, install, list_phones
+from pocketlm.runtimes.device import Copy, choose_phone, install, list_phones
 from pocketlm.runtimes.device_results import compare_table, read_results
 from pocketlm.runtimes.progress import silent
 
@@ -92,14 +92,30 @@ def test_what_is_there_is_not_sent_again(plug_in, bundle):
 
 
 @needs_adb
+def test_an_index_comes_with_the_bundle_and_stays(plug_in, bundle, tmp_path, capsys):
+    phone, facts = plug_in(), GOLDEN / "facts.db"
+    (tmp_path / "none.db").write_text("no index")
+    assert run(["device", "install", str(bundle), "--facts", str(tmp_path / "none.db")]) == 2
+    assert "none.db: is no index" in capsys.readouterr().err
+    assert phone.pushed == 0
+    install(bundle)
+    assert run(["device", "install", str(bundle), "--facts", str(facts)]) == 0
+    whole = files_below(bundle) | {"facts.db": facts.read_bytes()}
+    assert files_below(phone.local(FOLDER)) == whole
+    phone.local(FOLDER + "/golden.json").write_text("damaged")
+    install(bundle)
+    assert files_below(phone.local(FOLDER)) == whole
+
+
+@needs_adb
 def test_a_copy_that_was_cut_off_goes_on_where_it_was(plug_in, bundle):
     tokenizer = (bundle / "tokenizer.json").stat().st_size
     phone = plug_in(dies_after=9000)
     found = choose_phone(phone.serial)[1]
-    manifest = read_manifest(bundle)
+    what = Copy(bundle, read_manifest(bundle), "my_bundle")
 
     def send():
-        device_android.install(found, bundle, manifest, "my_bundle", None, silent, chunk=2000)
+        device_android.install(found, what, silent, chunk=2000)
 
     with pytest.raises(InputError, match=r"the phone is gone .*; plug it in again and repeat"):
         send()

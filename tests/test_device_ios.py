@@ -15,7 +15,7 @@ import pytest
 from pocketlm.errors import InputError
 from pocketlm.export.bundle import read_manifest
 from pocketlm.runtimes import pymobiledevice
-from pocketlm.runtimes.device import READY, BenchSettings, Phone, Task
+from pocketlm.runtimes.device import READY, BenchSettings, Copy, Phone, Task
 from pocketlm.runtimes.device_ios import APP, Documents, Services, arguments, ios
 from pocketlm.runtimes.device_results import read_results
 from pocketlm.runtimes.progress import silent
@@ -126,8 +126,9 @@ class FakeDocuments:
         self.phone.open_files[handle] = ""
 
     async def rename(self, source: str, target: str) -> None:
-        assert source in self.phone.folders
+        assert source in self.phone.folders or source in self.phone.files
         assert target not in self.phone.folders
+        assert target.rpartition("/")[0] in self.phone.folders
 
         def moved(path: str) -> str:
             return target + path[len(source) :] if path == source or path.startswith(f"{source}/") else path
@@ -160,8 +161,10 @@ def refusal(action: Callable[[], object]) -> str:
     return str(caught.value)
 
 
-def push(phone: FakePhone, bundle: Path, app: Path | None = None, name: str = "Sample") -> None:
-    ios(phone.services).install(PHONE, bundle, read_manifest(bundle), name, app, silent)
+def push(
+    phone: FakePhone, bundle: Path, app: Path | None = None, name: str = "Sample", facts: Path | None = None
+) -> None:
+    ios(phone.services).install(PHONE, Copy(bundle, read_manifest(bundle), name, app, facts), silent)
 
 
 def test_iphones_are_listed_with_what_keeps_them_from_use() -> None:
@@ -185,6 +188,17 @@ def test_a_bundle_arrives_as_it_is(bundle: Path) -> None:
     assert there == {path: (bundle / path).read_bytes() for path in [*read_manifest(bundle).files, "pocketlm.json"]}
     assert phone.writes[-1].endswith("/pocketlm.json")
     assert not any("push" in path for path in phone.folders)
+
+
+def test_an_index_comes_with_the_bundle_and_stays(bundle: Path) -> None:
+    phone, facts = FakePhone(), Path(__file__).parent / "golden" / "facts.db"
+    push(phone, bundle, facts=facts)
+    assert phone.files["/Documents/Sample/facts.db"] == facts.read_bytes()
+    push(phone, bundle)
+    assert phone.files["/Documents/Sample/facts.db"] == facts.read_bytes()
+    assert phone.files["/Documents/Sample/golden.json"] == (bundle / "golden.json").read_bytes()
+    push(phone, bundle, facts=bundle / "tokenizer.json")
+    assert phone.files["/Documents/Sample/facts.db"] == (bundle / "tokenizer.json").read_bytes()
 
 
 def test_what_no_iphone_runs_stays_here(bundle: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fake_session import FakeSession
+from pocketlm.runtimes import search_index
 from pocketlm.runtimes.chat import Chat, ChatFiles
 from pocketlm.runtimes.chat_template import ChatTemplate, Message
 from pocketlm.runtimes.sampling import Sampling
@@ -46,8 +47,9 @@ _TEXTS = {
 _QUERIES = (
     "How high is Ben Nevis?", "Which mountain is the highest?", "What swims?", "swift", "swifts swiftly", "naïve",
     "NAIVE", "GPT-4", "GPT 4", "the GPT-4's size", "shepherd's", "shepherd’s dogs", "nested", "“nested”", "straße",
-    "STRASSE", "привет", "東京タワーは高い", "東京", "x² ½", "ﬁsh", "a丸ed", "foo_bar", "_", "relational conditions", "absent",
-    "a AND (title: NEAR moon*", "Σίσυφος", "ελλαδα", "is", "the", "long chapter sentence 7", "", "instructions pirate",
+    "STRASSE", "привет", "東京タワーは高い", "東京", "x² ½", "ﬁsh", "a丸ed", "foo_bar", "_", "relational conditions",
+    "absent", "a AND (title: NEAR moon*", "Σίσυφος", "ελλαδα", "is", "the", "long chapter sentence 7",
+    "", "instructions pirate",
 )  # fmt: skip
 _TALK: tuple[tuple[str, str], ...] = (
     ("system", "Be brief."), ("user", "Who is Ben?"), ("assistant", "A hill."), ("user", "How high is Ben Nevis?"),
@@ -76,7 +78,7 @@ _ROOTS = (
         "controll",
         "motor",
     ),
-    *("syzyg", "queue", "wow", "box", "naïv", "straß", "привет", "a丸", "x4", "1990"),
+    *("syzyg", "queue", "wow", "box", "þorn", "straß", "привет", "a丸", "x4", "1990"),
 )
 
 
@@ -131,6 +133,7 @@ def _questions() -> Iterator[str]:
         "a.b.c-d’e'f",
         "Ça ne va pas, Ünal?",
     )
+    yield (Path(search_index.__file__).parent / "data" / "function_words.txt").read_text(encoding="utf-8") + "zebra"
     yield from (
         " ".join(f"word{number}" for number in range(40)),
         "x_1 __ ½ ² ௧ 〇 Ⅷ",

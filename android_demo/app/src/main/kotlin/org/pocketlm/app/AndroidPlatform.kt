@@ -31,5 +31,7 @@ class AndroidPlatform(private val context: Context) : Platform {
     /** Below the threshold the system starts to kill apps. */
     override fun availableMemoryBytes(): Long = memory().run { availMem - threshold }
 
+    override fun openIndex(file: File) = AndroidIndexDatabase.open(file)
+
     private fun memory() = ActivityManager.MemoryInfo().also(manager::getMemoryInfo)
 }

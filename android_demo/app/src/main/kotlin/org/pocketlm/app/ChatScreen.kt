@@ -9,6 +9,7 @@ import android.view.inputmethod.EditorInfo
 import android.widget.EditText
 import android.widget.LinearLayout
 import android.widget.ScrollView
+import android.widget.Switch
 import android.widget.TextView
 import org.pocketlm.core.Message
 import org.pocketlm.core.State
@@ -26,6 +27,12 @@ class ChatScreen(private val context: Context, private val actions: Actions) {
         imeOptions = EditorInfo.IME_ACTION_SEND
         maxLines = 4
         id = INPUT
+    }
+    private val sources = context.text("", 14f)
+    private val search = Switch(context).apply {
+        text = "Search"
+        minHeight = context.dp(48)
+        setOnClickListener { actions.search(isChecked) }
     }
     private val send = context.button("Send", ::onSend)
     private val menu = context.chatMenu(actions).apply { visibility = View.GONE }
@@ -46,7 +53,7 @@ class ChatScreen(private val context: Context, private val actions: Actions) {
             setPadding(context.dp(8), context.dp(8), context.dp(8), context.dp(8))
             addView(title)
             addView(scroll, LinearLayout.LayoutParams(MATCH_PARENT, 0, 1f))
-            listOf(notice, menu, bar).forEach { addView(it, LinearLayout.LayoutParams(MATCH_PARENT, WRAP_CONTENT)) }
+            listOf(sources, notice, search, menu, bar).forEach { addView(it, LinearLayout.LayoutParams(MATCH_PARENT, WRAP_CONTENT)) }
         }
     }
 
@@ -64,6 +71,10 @@ class ChatScreen(private val context: Context, private val actions: Actions) {
     fun show(state: State.Chatting) {
         title.text = state.title
         notice.text = state.notice.orEmpty()
+        sources.text = if (state.sources.isEmpty()) "" else "Sources:\n${state.sources}"
+        sources.visibility = if (state.sources.isEmpty()) View.GONE else View.VISIBLE
+        search.visibility = if (state.search == null) View.GONE else View.VISIBLE
+        search.isChecked = state.search == true
         writing = state.streaming != null
         send.text = if (writing) "Stop" else "Send"
         if (state.messages != shown || (answer != null) != writing) rebuild(state)

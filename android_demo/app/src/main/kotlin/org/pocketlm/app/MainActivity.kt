@@ -84,6 +84,8 @@ class MainActivity : Activity(), Actions {
 
     override fun send(text: String) = model.send(text)
 
+    override fun search(on: Boolean) = model.search(on)
+
     override fun stop() = model.stop()
 
     override fun certificate() = model.certificate()

@@ -14,6 +14,8 @@ interface Actions {
 
     fun send(text: String)
 
+    fun search(on: Boolean)
+
     fun stop()
 
     fun certificate()

@@ -8,6 +8,7 @@ import android.view.View
 import android.view.ViewGroup
 import android.widget.Button
 import android.widget.EditText
+import android.widget.Switch
 import android.widget.TextView
 import org.junit.Assert.assertEquals
 import org.junit.Assert.assertFalse
@@ -114,6 +115,45 @@ class MainActivityTest {
         controller = Robolectric.buildActivity(MainActivity::class.java).create(saved).start().restoreInstanceState(saved).resume().visible()
         assertTrue(texts().containsAll(listOf("Hello", ANSWER)))
         assertEquals(2, app.opened)
+    }
+
+    private fun search() = views().filterIsInstance<Switch>().single()
+
+    private fun installFacts() = File(System.getProperty("golden"), "facts.db").copyTo(File(app.bundles, "tiny/facts.db"), overwrite = true)
+
+    @Test
+    fun `answers are looked up when search is on, and name their sources`() {
+        installFacts()
+        app.enlargeContext(800)
+        openTiny()
+        say("How high is Ben Nevis?")
+        assertFalse("off at first", texts().any { it.startsWith("Sources:") })
+        search().performClick()
+        say("Which mountain is the highest?")
+        picture("search")
+        assertTrue(texts().contains("Sources:\n[1] Ben Nevis (hills.md)"))
+        assertTrue("<passages>\n[1] Ben Nevis: Ben Nevis is the highest mountain of Scotland." in app.asked)
+        say("What of zebras and giraffes?")
+        assertTrue(texts().any { it.startsWith("search: nothing found for zebras giraffes; this answer is from the model's memory\n") })
+        assertEquals(3, texts().count { it == ANSWER })
+        assertFalse(texts().any { it.startsWith("Sources:") })
+        assertFalse("passages are gone from the conversation", "passages" in app.asked)
+        controller.recreate()
+        assertTrue("still on", search().isChecked)
+    }
+
+    @Test
+    fun `without an index there is no search, and one that cannot be read is told`() {
+        openTiny()
+        assertEquals(View.GONE, search().visibility)
+        press("More")
+        press("Other models")
+        File(app.bundles, "tiny/facts.db").writeText("no index")
+        openTiny()
+        assertEquals(View.GONE, search().visibility)
+        assertTrue(texts().any { it.startsWith("search: facts.db: is no index") })
+        say("Hello")
+        assertTrue(texts().contains(ANSWER))
     }
 
     @Test

@@ -17,6 +17,8 @@ private const val VOCABULARY = 607 // of the bundle in tests/golden
 class TestApp : PocketApp() {
     var availableBytes = 4_000_000_000L
     var opened = 0
+    private var context = 128
+    var asked = "" // the last prompt
     var failure: Exception? = null
     var whileAnswering: () -> Unit = {}
     val bundles: File by lazy { File(filesDir, "bundles") }
@@ -24,6 +26,13 @@ class TestApp : PocketApp() {
 
     fun installGoodBundle() {
         File(System.getProperty("golden"), "bundle/good").copyRecursively(File(bundles, "tiny"), overwrite = true)
+    }
+
+    /** The bundle's context, which is too short for passages. */
+    fun enlargeContext(tokens: Int) {
+        val manifest = File(bundles, "tiny/pocketlm.json")
+        manifest.writeText(manifest.readText().replace("\"context\": $context,", "\"context\": $tokens,"))
+        context = tokens
     }
 
     fun results(id: String): JsonObject = JsonParser.parseString(File(resultsFolder, "$id.json").readText()).asJsonObject
@@ -49,6 +58,8 @@ class TestApp : PocketApp() {
         override val runtimes: Map<String, (File, Int) -> LlmRuntime> = mapOf("onnx" to { folder, _ -> open(folder) })
 
         override fun availableMemoryBytes() = availableBytes
+
+        override fun openIndex(file: File) = AndroidIndexDatabase.open(file)
     }
 
     private fun open(folder: File): LlmRuntime {
@@ -58,16 +69,17 @@ class TestApp : PocketApp() {
     }
 
     /** Writes [ANSWER], one token a call, whatever it is asked. */
-    private inner class Answering(tokenizer: Tokenizer) : LlmRuntime {
+    private inner class Answering(private val tokenizer: Tokenizer) : LlmRuntime {
         private val answer = tokenizer.encode(ANSWER, fromTemplate = false) + tokenizer.id("<|im_end|>")!!
         private var calls = 0
-        override val context = 128
+        override val context get() = this@TestApp.context
         override val description = "a script"
         override var position = 0
             private set
 
         override fun run(tokens: IntArray): FloatArray {
             if (tokens.size > 1) calls = 0
+            if (tokens.size > 1) asked = tokenizer.decode(tokens.toList())
             if (calls == 2) whileAnswering()
             position += tokens.size
             val next = answer[calls++ % answer.size]

@@ -1,11 +1,16 @@
 package org.pocketlm.core
 
+import org.pocketlm.core.search.FactIndex
+import org.pocketlm.core.search.IndexDatabase
+import org.pocketlm.core.search.Search
+import org.pocketlm.core.search.listOfSources
 import org.pocketlm.core.tokenizer.Tokenizer
 import java.io.File
 import java.util.concurrent.Executor
 import java.util.concurrent.atomic.AtomicBoolean
 
 private const val MANIFEST = "pocketlm.json"
+private const val FACTS = "facts.db"
 private const val MAX_NEW_TOKENS = 512
 
 /**
@@ -17,6 +22,8 @@ class AppModel(private val platform: Platform, private val worker: Executor, pri
         private set
     private var loaded: Loaded? = null
     private var messages = listOf<Message>()
+    private var searching = false
+    private var sources = ""
     private var shown: (State) -> Unit = {}
     private var sampling = Sampling()
 
@@ -54,22 +61,31 @@ class AppModel(private val platform: Platform, private val worker: Executor, pri
         )
 
     /** Opens a bundle and starts a conversation; [restored] is one that a killed process left behind. */
-    fun open(folder: File, restored: List<Message> = emptyList()) = work("Loading ${folder.name}") {
-        load(folder, null)
+    fun open(folder: File, restored: List<Message> = emptyList(), search: Boolean = false) = work("Loading ${folder.name}") {
+        val now = load(folder, null)
         messages = restored
-        chatting()
+        searching = search
+        sources = ""
+        chatting(notice = now.factsProblem?.let { "search: $it" })
+    }
+
+    /** Whether the next answers are looked up in the bundle's index. */
+    fun search(on: Boolean) {
+        searching = on
+        (state as? State.Chatting)?.let { publish(it.copy(search = it.search?.let { on })) }
     }
 
     /** The conversation as text, for a process that may be killed; null if there is none. */
     fun snapshot(): String? = loaded?.let { now ->
-        jsonOf("folder" to now.bundle.folder.path, "messages" to messages.map { jsonOf("role" to it.role, "content" to it.content) }).toString()
+        val talk = messages.map { jsonOf("role" to it.role, "content" to it.content) }
+        jsonOf("folder" to now.bundle.folder.path, "search" to searching, "messages" to talk).toString()
     }
 
     /** Opens what [snapshot] described. */
     fun restore(text: String) {
         val content = parseJson(text).asObject("snapshot")
         val talk = content.array("messages").map { it.asObject("message").run { Message(text("role"), text("content")) } }
-        open(File(content.text("folder")), talk)
+        open(File(content.text("folder")), talk, content.flag("search"))
     }
 
     private fun load(folder: File, wanted: String?): Loaded {
@@ -80,16 +96,17 @@ class AppModel(private val platform: Platform, private val worker: Executor, pri
         if (!bundle.checkHashes { share -> report("Checking ${bundle.manifest.name}", share) }) throw InputException("loading was stopped")
         report("Loading ${bundle.manifest.name}", null)
         val open = platform.runtimes.getValue(target)
-        return Loaded(bundle, target) { open(bundle.file(target), threads) }.also { loaded = it }
+        return Loaded(bundle, target, platform::openIndex) { open(bundle.file(target), threads) }.also { loaded = it }
     }
 
     private fun close() {
         loaded?.runtime?.close()
+        loaded?.facts?.close()
         loaded = null
     }
 
     private fun chatting(streaming: String? = null, notice: String? = null) =
-        State.Chatting(loaded!!.bundle.manifest.name, messages, streaming, notice)
+        State.Chatting(loaded!!.bundle.manifest.name, messages, streaming, notice, loaded!!.facts?.let { searching }, sources)
 
     /** Asks the model; the answer streams into the state. */
     fun send(text: String) {
@@ -97,11 +114,14 @@ class AppModel(private val platform: Platform, private val worker: Executor, pri
         work(null) {
             val now = loaded!!
             try {
-                val (tokens, kept) = now.chat.fit(asked)
+                sources = ""
+                val prompt = now.chat.prepare(asked, now.facts?.takeIf { searching }?.let { Search(listOf(it)) })
+                val kept = prompt.messages
                 messages = kept
-                val answer = stream(now, tokens)
+                val answer = stream(now, prompt.tokens)
                 messages = if (answer.text.isBlank()) kept.dropLast(1) else kept + Message("assistant", answer.text)
-                chatting(notice = notice(answer, asked.size - kept.size))
+                sources = listOfSources(prompt.passages)
+                chatting(notice = (prompt.notes + notice(answer, asked.size - kept.size)).joinToString("\n"))
             } catch (error: InputException) {
                 messages = asked.dropLast(1)
                 chatting(notice = error.message)
@@ -227,7 +247,10 @@ class AppModel(private val platform: Platform, private val worker: Executor, pri
 }
 
 /** An opened bundle; its small files are read before the model is loaded. */
-private class Loaded(val bundle: Bundle, val target: String, open: () -> LlmRuntime) {
+private class Loaded(val bundle: Bundle, val target: String, openIndex: (File) -> IndexDatabase, open: () -> LlmRuntime) {
+    /** Why there is no search although the bundle has an index. */
+    var factsProblem: String? = null
+        private set
     private val tokenizer = Tokenizer.open(bundle.file("tokenizer.json"))
     val chat: Chat = run {
         val file = bundle.file("chat_turns.json")
@@ -235,6 +258,14 @@ private class Loaded(val bundle: Bundle, val target: String, open: () -> LlmRunt
         Chat(tokenizer, ChatTurns.open(file), bundle.manifest.context, MAX_NEW_TOKENS)
     }
     val runtime = open()
+    val facts: FactIndex? = bundle.file(FACTS).takeIf { it.isFile }?.let { file ->
+        try {
+            FactIndex.open(openIndex(file))
+        } catch (error: InputException) {
+            factsProblem = error.message
+            null
+        }
+    }
     var generator = newGenerator()
 
     fun newGenerator() = Generator(runtime, tokenizer, bundle.manifest.stopTokens)

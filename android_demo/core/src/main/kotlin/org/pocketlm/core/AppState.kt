@@ -14,8 +14,18 @@ sealed class State {
     /** Long work, [share] of it done, null where that is not known. */
     data class Busy(val what: String, val share: Double?) : State()
 
-    /** A conversation; [streaming] is the answer so far, null when none is being written. */
-    data class Chatting(val title: String, val messages: List<Message>, val streaming: String?, val notice: String?) : State()
+    /**
+     * A conversation; [streaming] is the answer so far, null when none is being written. [search] says whether facts are looked
+     * up, null where there is no index; [sources] are those of the last answer, a line each.
+     */
+    data class Chatting(
+        val title: String,
+        val messages: List<Message>,
+        val streaming: String?,
+        val notice: String?,
+        val search: Boolean?,
+        val sources: String,
+    ) : State()
 
     /** A report that is read and left. */
     data class Report(val title: String, val verdict: Boolean?, val rows: List<Row>) : State()

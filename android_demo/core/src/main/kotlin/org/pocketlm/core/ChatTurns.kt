@@ -9,8 +9,8 @@ private const val DATE_MARK = "\ue000"
 private val MONTHS = listOf("January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December")
 private val DAYS = listOf("Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday")
 
-// What Python's str.strip() removes.
-private val WHITE_SPACE = ("\t\n\u000b\u000c\r\u001c\u001d\u001e\u001f \u0085\u00a0\u1680" + ('\u2000'..'\u200a').joinToString("") + "\u2028\u2029\u202f\u205f\u3000").toSet()
+// What Python's str.strip() removes, and \s in its regular expressions matches.
+internal val WHITE_SPACE = ("\t\n\u000b\u000c\r\u001c\u001d\u001e\u001f \u0085\u00a0\u1680" + ('\u2000'..'\u200a').joinToString("") + "\u2028\u2029\u202f\u205f\u3000").toSet()
 
 /** One message of a conversation: role "system", "user" or "assistant". */
 data class Message(val role: String, val content: String)

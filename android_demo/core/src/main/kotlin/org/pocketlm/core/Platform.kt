@@ -1,5 +1,6 @@
 package org.pocketlm.core
 
+import org.pocketlm.core.search.IndexDatabase
 import java.io.File
 
 /** What the app needs of the machine it runs on; a phone's is in app/, a test's in the tests. */
@@ -15,6 +16,9 @@ interface Platform {
     val runtimes: Map<String, (File, Int) -> LlmRuntime>
 
     fun availableMemoryBytes(): Long
+
+    /** Opens an index with the platform's SQLite; throws [InputException]. */
+    fun openIndex(file: File): IndexDatabase
 }
 
 /** What `adb shell am start` asked for: open a bundle, work, write results/[id].json. */
