@@ -8,10 +8,11 @@ folder=$(realpath -m "$1")
 repository=$(cd "$(dirname "$0")/.." && pwd)
 root=$folder/root
 
-if [ ! -x "$root/usr/bin/swift" ]; then
+if [ ! -L "$root/usr/bin/swift" ]; then  # a link that only leads somewhere within the root
     debootstrap --variant=minbase trixie "$root"
     chroot "$root" apt-get update
-    chroot "$root" apt-get install -y --no-install-recommends swiftlang swiftlang-dev libc6-dev libstdc++-14-dev git
+    chroot "$root" apt-get install -y --no-install-recommends swiftlang swiftlang-dev libc6-dev libstdc++-14-dev git \
+        libsqlite3-dev
 fi
 
 # The root sees the repository under its own path, and nothing else of this machine.

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Checks the types and the concurrency of all Swift code here without a Mac: against the files of Interfaces/, which
-# declare what the code uses of Apple's, ExecuTorch's and Hugging Face's modules. Needs swiftc on the PATH, or in SWIFTC.
+# declare what the code uses of Apple's, ExecuTorch's and Hugging Face's modules. Needs libsqlite3-dev, and swiftc on
+# the PATH or in SWIFTC.
 set -eu
 cd "$(dirname "$0")"
 swiftc=${SWIFTC:-swiftc}
@@ -12,7 +13,7 @@ mkdir -p "$out"
 compile() {
     name=$1
     shift
-    "$swiftc" -swift-version 6 -parse-as-library -module-name "$name" -I "$out" \
+    "$swiftc" -swift-version 6 -parse-as-library -module-name "$name" -I "$out" -I Sources/CSQLite \
         -emit-module -emit-module-path "$out/$name.swiftmodule" -emit-sil -wmo -o "$out/$name.sil" "$@"
 }
 
@@ -20,7 +21,7 @@ for name in CoreML ExecuTorch Hub Tokenizers UniformTypeIdentifiers UIKit SwiftU
     compile "$name" -suppress-warnings "Interfaces/$name.swift"
 done
 for name in PocketCore PocketCoreML PocketExecuTorch; do
-    compile "$name" -warnings-as-errors Sources/"$name"/*.swift
+    compile "$name" -warnings-as-errors $(find "Sources/$name" -name '*.swift')
 done
 compile PocketLM -warnings-as-errors -enable-testing App/PocketLM/*.swift
 compile PocketLMTests -warnings-as-errors App/PocketLMTests/*.swift

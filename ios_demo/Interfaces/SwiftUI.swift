@@ -107,6 +107,10 @@ public struct ProgressView<L: View>: PrimitiveView {
 public struct TextField: PrimitiveView {
     public init<S: StringProtocol>(_ title: S, text: Binding<String>, axis: Axis) {}
 }
+public struct Toggle<L: View>: PrimitiveView {}
+extension Toggle where L == Text {
+    public init<S: StringProtocol>(_ title: S, isOn: Binding<Bool>) {}
+}
 public enum Axis { case horizontal, vertical }
 public struct ShareLink: PrimitiveView {
     public init<S: StringProtocol>(_ title: S, item: String) {}

@@ -14,7 +14,8 @@
     facts.db               an index of `pocketlm index`
     search.json            questions and their keywords; words and their stems; what is found in facts.db, with scores;
                            prompts: messages, passages that a source named "given" finds (or its error), what is kept
-                           (messages, passages), the token ids with bundle/good, and what the user is told
+                           (messages, passages), the prompt and its ids with bundle/good, what the user is told; and
+                           the tokens of all texts that are counted on the way
 
 A case of a text is {"user": ids where no control token counts; null if the tokenizer cannot write one as plain text,
 "template": ids where all count, absent if they are the same, "decoded": the text of the ids "user" without control

@@ -16,9 +16,9 @@ from typing import Any
 from fake_session import FakeSession
 from pocketlm.runtimes import search_index
 from pocketlm.runtimes.chat import Chat, ChatFiles
-from pocketlm.runtimes.chat_template import ChatTemplate, Message
+from pocketlm.runtimes.chat_template import ChatTemplate, Message, encode_chat
 from pocketlm.runtimes.sampling import Sampling
-from pocketlm.runtimes.search_chat import Search, list_of_sources
+from pocketlm.runtimes.search_chat import SENTENCE_END, Search, grounded, list_of_sources
 from pocketlm.runtimes.search_index import index_folder, keywords
 from pocketlm.runtimes.search_passages import Passage, SearchError
 from pocketlm.runtimes.tokenizer import Tokenizer
@@ -115,11 +115,13 @@ def search_vectors(bundle: Mapping[str, str]) -> dict[str, Any]:
         write_facts(index)
         with closing(sqlite3.connect(index)) as database:
             searches = [_found(database, keywords(question)) for question in _QUERIES]
+    chats = [_chat(bundle, **case) for case in _cases()]
     return {
         "keywords": [{"text": text, "words": keywords(text)} for text in _questions()],
         "stems": _stems(),
         "searches": searches,
-        "chats": [_chat(bundle, **case) for case in _cases()],
+        "chats": chats,
+        "counts": dict(pair for chat in chats for pair in _counts(bundle, chat)),
     }
 
 
@@ -216,17 +218,46 @@ def _chat(
     error: str | None = None,
 ) -> dict[str, Any]:
     """A prompt, as make.py describes it."""
-    entry = template_entry("SmolLM2")
-    assert entry["template"] == bundle["chat_template.jinja"]
-    template = ChatTemplate(entry["template"], entry["special_tokens"])
-    stop = json.loads(bundle["generation_config.json"])["eos_token_id"]
-    files = ChatFiles(Tokenizer(bundle["tokenizer.json"]), template, frozenset([stop]))
+    files = _files(bundle)
     messages: list[Message] = [{"role": role, "content": content} for role, content in talk]
     search = Search((Given(found, error),), passages=limit)
     prompt = Chat(files, FakeSession(1, context), Sampling(), max_new_tokens, search).prepare(messages, [])
     return {
         "name": name, "context": context, "max_new_tokens": max_new_tokens, "limit": limit, "messages": messages,
         "found": [asdict(passage) for passage in found], "error": error, "ids": prompt.tokens,
+        "prompt": files.template.render(_asked(prompt.kept, prompt.passages)),
         "kept": len(prompt.kept), "used": [asdict(passage) for passage in prompt.passages],
         "sources": list_of_sources(prompt.passages), "notes": list(prompt.notes),
     }  # fmt: skip
+
+
+def _files(bundle: Mapping[str, str]) -> ChatFiles:
+    entry = template_entry("SmolLM2")
+    assert entry["template"] == bundle["chat_template.jinja"]
+    stop = json.loads(bundle["generation_config.json"])["eos_token_id"]
+    template = ChatTemplate(entry["template"], entry["special_tokens"])
+    return ChatFiles(Tokenizer(bundle["tokenizer.json"]), template, frozenset([stop]))
+
+
+def _asked(kept: Sequence[Message], passages: Sequence[Passage]) -> list[Message]:
+    """The messages of a prompt: what is kept of the conversation, with passages in its last question."""
+    question = kept[-1]["content"]
+    return [*kept[:-1], {"role": "user", "content": grounded(question, passages) if passages else question}]
+
+
+def _counts(bundle: Mapping[str, str], chat: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """Tokens of every text whose length matters to a case: for tests that have no tokenizer."""
+    files = _files(bundle)
+    messages, used = chat["messages"], [Passage(**entry) for entry in chat["used"]]
+    first = 1 if messages[0]["role"] == "system" else 0
+    for start in range(first, len(messages), 2):
+        asked = [*messages[:first], *messages[start:]]
+        yield files.template.render(asked), len(encode_chat(files.tokenizer, files.template, asked))
+    asked = _asked(messages[:first] + messages[len(messages) - chat["kept"] + first :], used)
+    yield files.template.render(asked), len(encode_chat(files.tokenizer, files.template, asked))
+    texts = [grounded("", [])]
+    for number, entry in enumerate(chat["found"], 1):
+        sentences = SENTENCE_END.split(entry["text"])
+        texts += [f"[{number}] {entry['title']}: \n\n", entry["text"], entry["text"].strip()]
+        texts += [" ".join(sentences[:end]).strip() for end in range(1, len(sentences) + 1)]
+    yield from ((text, len(files.tokenizer.encode(text, special=False))) for text in texts)

@@ -13,6 +13,8 @@ final class AppModel {
     private(set) var lines: [ChatLine] = []
     /// What the user is about to send; a question that could not be asked comes back here.
     var draft = ""
+    /// Whether answers are looked up in the bundle's index of facts.
+    var searches = false
     private(set) var report: Report
 
     private let library: BundleLibrary
@@ -123,8 +125,8 @@ final class AppModel {
         do {
             try report.name(bundle)
             let loaded = try await opener.open(bundle, target, report: progress())
-            (lines, messages) = ([], [])
-            state = .ready(loaded, .idle(problem: nil))
+            (lines, messages, searches) = ([], [], false)
+            state = .ready(loaded, .idle(problem: loaded.factsProblem.map { "search: \($0)" }))
         } catch is CancellationError {
             report.error = "opening was stopped"
             state = .choosing(problem: nil)
@@ -158,13 +160,15 @@ final class AppModel {
     private func answer(_ text: String) async {
         guard case .ready(let loaded, let activity) = state, activity.isIdle, let chat = loaded.chat else { return }
         do {
-            let request = try fit(text, loaded, chat)
+            let asked = messages + [Message(.user, text)]
+            let prompt = try prepare(asked, await lookUp(asked, loaded), loaded, chat)
+            messages = prompt.kept
             add(.user, text)
             add(.assistant, "")
             state = .ready(loaded, .answering)
-            let pieces = try await stream(request, chat.tokenizer)
+            let pieces = try await stream(request(prompt, loaded), chat.tokenizer)
             report.answer = AnswerReport(pieces)
-            finish(pieces)
+            finish(pieces, prompt)
             announce(lines.last?.text ?? "")
             state = .ready(loaded, .idle(problem: nil))
         } catch {
@@ -176,16 +180,26 @@ final class AppModel {
         }
     }
 
+    /// What the index has on a question; nil if the user has search switched off. Reading a file: not on the main thread.
+    private func lookUp(_ asked: [Message], _ loaded: LoadedBundle) async -> Found? {
+        guard searches, let facts = loaded.facts else { return nil }
+        return await Task.detached { Search([facts]).lookUp(asked) }.value
+    }
+
     /// The prompt of the conversation with a new question; turns that no longer fit are forgotten.
-    private func fit(_ text: String, _ loaded: LoadedBundle, _ chat: ChatParts) throws -> Request {
-        let manifest = loaded.bundle.manifest
+    private func prepare(
+        _ asked: [Message], _ found: Found?, _ loaded: LoadedBundle, _ chat: ChatParts
+    ) throws -> Conversation.Prompt {
         let conversation = Conversation(
-            turns: chat.turns, tokenizer: chat.tokenizer, context: manifest.context, maxNewTokens: Self.maxNewTokens)
-        let fitted = try conversation.fit(messages + [Message(.user, text)], today: Day(Date()))
-        messages = fitted.kept
-        return Request(
-            promptTokens: fitted.tokens, sampling: sampling, maxNewTokens: Self.maxNewTokens,
-            stopTokens: Set(manifest.stopTokens))
+            turns: chat.turns, tokenizer: chat.tokenizer, context: loaded.bundle.manifest.context,
+            maxNewTokens: Self.maxNewTokens)
+        return try conversation.prepare(asked, found, today: Day(Date()))
+    }
+
+    private func request(_ prompt: Conversation.Prompt, _ loaded: LoadedBundle) -> Request {
+        Request(
+            promptTokens: prompt.tokens, sampling: sampling, maxNewTokens: Self.maxNewTokens,
+            stopTokens: Set(loaded.bundle.manifest.stopTokens))
     }
 
     private func stream(_ request: Request, _ tokenizer: any TextTokenizer) async throws -> [Piece] {
@@ -197,7 +211,7 @@ final class AppModel {
         return pieces
     }
 
-    private func finish(_ pieces: [Piece]) {
+    private func finish(_ pieces: [Piece], _ prompt: Conversation.Prompt) {
         let text = pieces.map(\.text).joined()
         // Templates differ in what they make of an empty answer: a turn without one is as if it had not been.
         if text.allSatisfy(\.isWhitespace) {
@@ -205,7 +219,9 @@ final class AppModel {
         } else {
             messages.append(Message(.assistant, text))
         }
-        if !lines.isEmpty { lines[lines.count - 1].note = note(pieces.last?.end) }
+        guard !lines.isEmpty else { return }
+        lines[lines.count - 1].note = (prompt.notes + [note(pieces.last?.end)]).joined(separator: "\n")
+        lines[lines.count - 1].sources = listOfSources(prompt.passages)
     }
 
     /// After an error: the question is the draft again, and an answer that has not begun is gone.

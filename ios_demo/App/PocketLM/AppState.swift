@@ -42,6 +42,9 @@ struct LoadedBundle: Sendable {
     /// Nil where the bundle cannot chat, with the reason in ``chatProblem``.
     let chat: ChatParts?
     let chatProblem: String?
+    /// Where answers can be looked up; nil without an index, or with one that cannot be read, for ``factsProblem``.
+    let facts: FactIndex?
+    let factsProblem: String?
 }
 
 /// What chatting needs besides the model.
@@ -57,4 +60,6 @@ struct ChatLine: Identifiable, Equatable {
     var text: String
     /// Why an answer ended early, and how fast it was.
     var note: String?
+    /// Where an answer was looked up, a line each.
+    var sources = ""
 }

@@ -18,14 +18,17 @@ struct BundleOpener: Sendable {
         try bundle.check(target) { report("Checking the files", $0) }
         let load = try await loadModel(bundle, target, report)
         report("Loading the tokenizer", nil)
-        do {
-            return LoadedBundle(
-                bundle: bundle, target: target, load: load, chat: try await chatParts(bundle), chatProblem: nil)
-        } catch {
-            // Without a tokenizer or a template there is still a model to verify and to time.
-            return LoadedBundle(
-                bundle: bundle, target: target, load: load, chat: nil, chatProblem: PocketError.line(for: error))
-        }
+        // Without a tokenizer or a template there is still a model to verify and to time, and without an index to chat.
+        let (chat, chatProblem) = attempt { try chatParts(bundle) }
+        let hasFacts = FileManager.default.fileExists(atPath: bundle.facts.path)
+        let (facts, factsProblem) = hasFacts ? attempt { try FactIndex(bundle.facts) } : (nil, nil)
+        return LoadedBundle(
+            bundle: bundle, target: target, load: load, chat: chat, chatProblem: chatProblem, facts: facts,
+            factsProblem: factsProblem)
+    }
+
+    private func attempt<Part>(_ make: () throws -> Part) -> (Part?, String?) {
+        do { return (try make(), nil) } catch { return (nil, PocketError.line(for: error)) }
     }
 
     /// Load the model again: the system has seen it before, so that this is a later load.
@@ -84,7 +87,7 @@ struct BundleOpener: Sendable {
         }
     }
 
-    private func chatParts(_ bundle: BundleFolder) async throws -> ChatParts {
+    private func chatParts(_ bundle: BundleFolder) throws -> ChatParts {
         let turns = try bundle.chatTurns()
         return ChatParts(turns: turns, tokenizer: try HuggingFaceTokenizer(folder: bundle.url, control: turns.control))
     }

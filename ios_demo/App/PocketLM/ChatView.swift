@@ -14,6 +14,7 @@ struct ChatView: View {
             if let reason = loaded.chatProblem {
                 ProblemRow(reason).padding()
             } else {
+                if loaded.facts != nil { search }
                 entry
             }
         }
@@ -34,6 +35,13 @@ struct ChatView: View {
         }
         .defaultScrollAnchor(.bottom)
         .scrollDismissesKeyboard(.interactively)  // Return starts a new line, and the keyboard covers the tabs
+    }
+
+    private var search: some View {
+        Toggle("Search", isOn: $model.searches)
+            .font(.subheadline)
+            .padding(8)
+            .accessibilityIdentifier("search")
     }
 
     private var entry: some View {
@@ -65,6 +73,7 @@ private struct ChatLineView: View {
         VStack(alignment: .leading, spacing: 4) {
             Text(isUser ? "You" : "Model").font(.caption).foregroundStyle(.secondary)
             Text(line.text).textSelection(.enabled)
+            if !line.sources.isEmpty { Text("Sources:\n\(line.sources)").font(.footnote).textSelection(.enabled) }
             if let note = line.note, !note.isEmpty { Text(note).font(.caption).foregroundStyle(.secondary) }
         }
         .padding(12)

@@ -25,6 +25,9 @@ public struct BundleFolder: Equatable, Sendable {
         url.appending(path: target.rawValue, directoryHint: .isDirectory)
     }
 
+    /// Where an index of facts is, if the bundle was given one: it is not of the export, and the manifest does not know it.
+    public var facts: URL { url.appending(path: FactIndex.fileName) }
+
     /// Paths that a target needs: the files of its folder and those that all targets share.
     public func paths(for target: Target) -> [String] {
         manifest.files.keys.filter { !$0.contains("/") || $0.hasPrefix("\(target.rawValue)/") }.sorted()

@@ -61,7 +61,8 @@ public struct BundleLibrary: Sendable {
         let files = FileManager.default
         let partial = folder.appending(path: Self.partialPrefix + UUID().uuidString, directoryHint: .isDirectory)
         defer { try? files.removeItem(at: partial) }
-        for path in Set(targets.flatMap { given.paths(for: $0) } + [Manifest.fileName]).sorted() {
+        let facts = files.fileExists(atPath: given.facts.path) ? [FactIndex.fileName] : []
+        for path in Set(targets.flatMap { given.paths(for: $0) } + [Manifest.fileName] + facts).sorted() {
             try Task.checkCancellation()
             let destination = partial.appending(path: path)
             try files.createDirectory(at: destination.deletingLastPathComponent(), withIntermediateDirectories: true)

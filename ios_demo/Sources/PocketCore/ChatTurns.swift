@@ -132,8 +132,8 @@ public struct ChatTurns: Decodable, Equatable, Sendable {
     }
 }
 
-/// What Python's str.strip removes.
-private let whiteSpace = Set(
+/// What Python's str.strip removes, and \s of its regular expressions matches.
+let whiteSpace = Set(
     ([
         0x09, 0x0A, 0x0B, 0x0C, 0x0D, 0x1C, 0x1D, 0x1E, 0x1F, 0x20, 0x85, 0xA0, 0x1680, 0x2028, 0x2029, 0x202F, 0x205F,
         0x3000,

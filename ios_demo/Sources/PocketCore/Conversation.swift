@@ -12,15 +12,60 @@ public struct Conversation: Sendable {
         self.maxNewTokens = maxNewTokens
     }
 
+    /// What is run for an answer.
+    public struct Prompt: Equatable, Sendable {
+        public let tokens: [Int]
+        /// The messages that the prompt holds, the last as the user wrote it.
+        public let kept: [Message]
+        /// What a search found and the model is shown.
+        public let passages: [Passage]
+        /// What the user must know of the search, a line each.
+        public let notes: [String]
+    }
+
+    /// The prompt for an answer to the last message, with what a search found in the room that the conversation leaves.
+    ///
+    /// - Parameter found: nil if nothing was looked up.
+    /// - Throws: PocketError as ``fit(_:spare:today:)`` does.
+    public func prepare(_ messages: [Message], _ found: Found?, today: Day) throws -> Prompt {
+        let spare = found?.passages.isEmpty ?? true ? 0 : context / 4
+        let (plain, kept) = try fit(messages, spare: spare, today: today)
+        guard let found, let question = kept.last?.content else {
+            return Prompt(tokens: plain, kept: kept, passages: [], notes: [])
+        }
+        let left = try room - plain.count - count(grounded("", []))
+        var used = try cut(found.passages, to: left, count: count)
+        var tokens = plain
+        while !used.isEmpty {
+            let asked = kept.dropLast() + [Message(.user, grounded(question, used))]
+            let withPassages = try tokenizer.encode(turns.segments(Array(asked), today: today))
+            if withPassages.count <= room {
+                tokens = withPassages
+                break
+            }
+            used.removeLast()  // tokens of parts do not always add up
+        }
+        return Prompt(tokens: tokens, kept: kept, passages: used, notes: explain(found, used: used))
+    }
+
+    private func count(_ text: String) throws -> Int {
+        try tokenizer.encode([Segment(text: text, isTemplate: false)]).count
+    }
+
+    /// Tokens that a prompt may take: a quarter of the context is kept for the answer, or less if less was asked.
+    private var room: Int { context - min(maxNewTokens, context / 4) }
+
     /// The prompt's tokens and the messages it holds: without the oldest turns where all would not fit.
     ///
-    /// A quarter of the context is kept for the answer, or as much as was asked for if that is less. Once turns must
-    /// go, they go until half of the context is free: the turns that follow then find their beginning in the cache. The
-    /// system message stays. The same as Chat.fit of runtimes/chat.py.
+    /// A quarter of the context is kept for the answer, or as much as was asked for if that is less, and `spare` tokens
+    /// besides. Once turns must go, they go until half of the context is free: the turns that follow then find their
+    /// beginning in the cache. The system message stays. The same as Chat.fit of runtimes/chat.py.
     ///
     /// - Throws: PocketError if the last message alone is too long.
-    public func fit(_ messages: [Message], today: Day) throws -> (tokens: [Int], kept: [Message]) {
-        var room = context - min(maxNewTokens, context / 4)
+    public func fit(
+        _ messages: [Message], spare: Int = 0, today: Day
+    ) throws -> (tokens: [Int], kept: [Message]) {
+        var room = room - spare
         var kept = messages
         while true {
             let tokens = try tokenizer.encode(turns.segments(kept, today: today))
