@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sqlite3
 from contextlib import closing
@@ -51,6 +52,21 @@ def tables(path: Path) -> list[list[tuple[Any, ...]]]:
         return [
             database.execute(f"SELECT {columns} FROM {table} ORDER BY 1").fetchall() for table, columns in of.items()
         ]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "android_demo/core/src/main/kotlin/org/pocketlm/core/search/Keywords.kt",
+        "ios_demo/Sources/PocketCore/Search/Keywords.swift",
+    ],
+)
+def test_apps_leave_the_same_words_out_of_queries(path: str) -> None:
+    root = FOLDER.parents[1]
+    source = (root / path).read_text(encoding="utf-8")
+    listed = source[source.index("a about an") : source.index(" your") + len(" your")]
+    words = (root / "runtimes" / "data" / "function_words.txt").read_text(encoding="utf-8").split()
+    assert re.findall(r"[a-z]+", listed) == words
 
 
 @pytest.mark.end_to_end

@@ -53,14 +53,14 @@ def imports(path: Path) -> set[str]:
 
 
 def test_packages_import_in_one_direction() -> None:
-    """PocketCore needs Foundation alone, so that it builds on Linux; the runtimes know it and not each other."""
+    """PocketCore needs Foundation and SQLite alone, to build on Linux; the runtimes know it and not each other."""
     allowed = {
-        "PocketCore": {"Foundation", "CryptoKit"},
+        "PocketCore": {"Foundation", "CryptoKit", "SQLite3", "CSQLite"},
         "PocketCoreML": {"Foundation", "CoreML", "PocketCore"},
         "PocketExecuTorch": {"Foundation", "ExecuTorch", "PocketCore"},
     }
     for target, modules in allowed.items():
-        for path in (DEMO / "Sources" / target).glob("*.swift"):
+        for path in (DEMO / "Sources" / target).rglob("*.swift"):
             assert imports(path) <= modules, path.name
             if target != "PocketCore":
                 assert path.read_text().startswith("#if canImport("), path.name
@@ -69,9 +69,11 @@ def test_packages_import_in_one_direction() -> None:
 def test_the_manifest_names_the_folders() -> None:
     text = (DEMO / "Package.swift").read_text()
     declared = set(re.findall(r"\.(target|testTarget)\(\s*name: \"(\w+)\"", text))
-    folders = {("target", path.name) for path in (DEMO / "Sources").iterdir()}
+    folders = {("target", path.name) for path in (DEMO / "Sources").iterdir()} - {("target", "CSQLite")}
     folders |= {("testTarget", path.name) for path in (DEMO / "Tests").iterdir()}
     assert declared == folders
+    assert '.systemLibrary(name: "CSQLite"' in text
+    assert (DEMO / "Sources" / "CSQLite" / "module.modulemap").is_file()
     assert all(list((DEMO / parent / name).glob("*.swift")) for parent, name in _parents(declared))
     assert set(re.findall(r"\.library\(name: \"(\w+)\"", text)) == {name for kind, name in declared if kind == "target"}
 
@@ -83,7 +85,7 @@ def _parents(declared: set[tuple[str, str]]) -> list[tuple[str, str]]:
 def test_interfaces_cover_what_is_imported() -> None:
     """Whatever the code imports is declared for typecheck.sh, comes with Swift, or is our own."""
     ours = {"PocketCore", "PocketCoreML", "PocketExecuTorch", "PocketLM"}
-    with_swift = {"Foundation", "Observation", "XCTest", "CryptoKit", "PackageDescription"}
+    with_swift = {"Foundation", "Observation", "XCTest", "CryptoKit", "PackageDescription", "SQLite3", "CSQLite"}
     declared = {path.stem for path in (DEMO / "Interfaces").glob("*.swift")}
     used = set().union(*(imports(path) for path in SWIFT if path.parent.name != "Interfaces"))
     assert used - ours - with_swift <= declared

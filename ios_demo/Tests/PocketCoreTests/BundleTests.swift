@@ -100,6 +100,9 @@ final class BundleTests: XCTestCase {
         let again = try library.importBundle(from: source)
         XCTAssertFalse(FileManager.default.fileExists(atPath: again.url.appending(path: "extra").path))
         XCTAssertEqual(try FileManager.default.contentsOfDirectory(atPath: library.folder.path), ["tiny"])
+        XCTAssertFalse(FileManager.default.fileExists(atPath: again.facts.path))
+        try Data("facts".utf8).write(to: source.appending(path: "facts.db"))
+        XCTAssertEqual(try Data(contentsOf: library.importBundle(from: source).facts), Data("facts".utf8))
     }
 
     func testADamagedImportLeavesWhatWasThere() throws {
