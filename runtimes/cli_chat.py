@@ -106,7 +106,8 @@ def index_command(folder: Path, output: Path, as_json: bool) -> None:
         return
     for line in report.skipped:
         click.echo(f"left out: {line}", err=True)
+    megabytes, for_android = report.size_bytes / 1e6, report.android_bytes / 1e6
     click.echo(
-        f"{output}: {report.passages} passages; {report.added} files read, {report.unchanged} unchanged, "
-        f"{report.removed} removed"
+        f"{output}: {report.passages} passages, {megabytes:.1f} MB ({for_android:.1f} MB of them for Android); "
+        f"{report.added} files read, {report.unchanged} unchanged, {report.removed} removed"
     )

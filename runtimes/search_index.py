@@ -25,7 +25,7 @@ from pathlib import Path
 from ..errors import InputError
 from .progress import Progress, silent
 from .search_passages import READERS, Passage, read_passages
-from .search_terms import TERM_TABLES, TOKENIZER, add_terms, count_terms, prepare_terms, remove_terms
+from .search_terms import TERM_TABLES, TOKENIZER, add_terms, count_terms, prepare_terms, remove_terms, terms_bytes
 
 SCHEMA = 2  # 1 had other terms in passages_fts4
 _FILES_PER_COMMIT = 64
@@ -46,14 +46,16 @@ INSERT INTO meta VALUES ('schema', '{schema}'), ('state', 'partial');
 
 @dataclass(frozen=True)
 class IndexReport:
-    """What indexing did: files added or read again, unchanged and removed; passages now in the index; what was left
-    out, a line each with the reason."""
+    """What indexing did: files added or read again, unchanged and removed; passages now in the index; its size, and
+    what the table for Android takes of it; what was left out, a line each with the reason."""
 
     index: Path
     added: int
     unchanged: int
     removed: int
     passages: int
+    size_bytes: int
+    android_bytes: int
     skipped: tuple[str, ...]
 
 
@@ -164,7 +166,8 @@ def _update(
     database.execute("VACUUM")
     passages = int(database.execute("SELECT count(*) FROM passages").fetchone()[0])
     unchanged = len(names) - added - len(skipped)
-    return IndexReport(output, added, unchanged, len(gone), passages, tuple(skipped))
+    size = int(database.execute("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size").fetchone()[0])
+    return IndexReport(output, added, unchanged, len(gone), passages, size, terms_bytes(database), tuple(skipped))
 
 
 def _bring_up_to_date(

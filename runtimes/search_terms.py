@@ -60,6 +60,16 @@ def count_terms(database: sqlite3.Connection) -> int:
     return int(database.execute("SELECT coalesce(sum(cnt), 0) FROM temp.all_terms").fetchone()[0])
 
 
+def terms_bytes(database: sqlite3.Connection) -> int:
+    """Bytes that the table for Android holds, without SQLite's own."""
+    parts = [
+        "SELECT sum(length(block)) FROM passages_fts4_segments",
+        "SELECT sum(length(root)) FROM passages_fts4_segdir",
+        "SELECT sum(length(size)) FROM passages_fts4_docsize",
+    ]
+    return sum(int(database.execute(part).fetchone()[0] or 0) for part in parts)
+
+
 def _terms(database: sqlite3.Connection, passages: _Passages) -> list[tuple[int, bytes, bytes]]:
     """(id, terms of the title, terms of the text): what FTS5's tokenizer makes of passages.
 

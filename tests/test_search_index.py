@@ -241,6 +241,17 @@ def stems(word):
     return found
 
 
+def test_the_size_is_reported(folder, tmp_path):
+    (folder / "long.txt").write_text("\n\n".join(f"{number} " + "word " * 200 for number in range(300)))
+    report = index_folder(folder, tmp_path / "facts.db")
+    assert report.size_bytes == report.index.stat().st_size
+    with closing(sqlite3.connect(report.index, isolation_level=None)) as database:
+        database.execute("DROP TABLE passages_fts4")
+        database.execute("VACUUM")
+    saved = report.size_bytes - report.index.stat().st_size
+    assert saved * 0.7 < report.android_bytes < saved
+
+
 def test_fts4_splits_and_folds_as_fts5_does():
     """Every character: else the words of a query would be other terms on Android."""
     database = sqlite3.connect(":memory:")
@@ -308,7 +319,10 @@ def test_a_damaged_index_is_one_line(folder, tmp_path):
 
 def test_command_line(folder, tmp_path, capsys):
     assert run(["index", str(folder), "-o", str(tmp_path / "facts.db")]) == 0
-    assert re.search(r"facts.db: 5 passages; 3 files read, 0 unchanged, 0 removed", capsys.readouterr().out)
+    assert re.search(
+        r"facts.db: 5 passages, 0\.1 MB \(0\.0 MB of them for Android\); 3 files read, 0 unchanged, 0 removed",
+        capsys.readouterr().out,
+    )
     assert run(["index", str(tmp_path / "absent"), "-o", str(tmp_path / "x.db")]) == 2
     (tmp_path / "empty").mkdir()
     assert run(["index", str(tmp_path / "empty"), "-o", str(tmp_path / "x.db")]) == 2
