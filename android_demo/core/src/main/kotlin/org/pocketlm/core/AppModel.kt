@@ -22,8 +22,9 @@ class AppModel(private val platform: Platform, private val worker: Executor, pri
         private set
     private var loaded: Loaded? = null
     private var messages = listOf<Message>()
-    private var searching = false
     private var sources = ""
+
+    @Volatile private var searching = false // set on the main thread, read by the worker
     private var shown: (State) -> Unit = {}
     private var sampling = Sampling()
 
