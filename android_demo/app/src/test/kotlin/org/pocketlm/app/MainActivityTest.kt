@@ -140,6 +140,8 @@ class MainActivityTest {
         assertFalse("passages are gone from the conversation", "passages" in app.asked)
         controller.recreate()
         assertTrue("still on", search().isChecked)
+        press("More")
+        press("Other models") // closes the index
     }
 
     @Test
