@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InputError
-from .config_values import index_list, number, optional_number, positive, whole_list
+from .config_values import flag, index_list, number, optional_number, positive, whole_list
 from .families import FAMILIES, HARMLESS_KEYS, UNSUPPORTED, Family
 from .rope import Rope, parse_rope
 
@@ -157,11 +157,11 @@ def parse_config(raw: Mapping[str, Any], context: int | None = None) -> ModelCon
         model_type=str(raw["model_type"]),
         vocab_size=positive(values, "vocab_size"),
         hidden_size=hidden,
-        tie_word_embeddings=bool(values.get("tie_word_embeddings", family.tied_by_default)),
+        tie_word_embeddings=flag(values, "tie_word_embeddings", family.tied_by_default),
         max_position_embeddings=limit,
         layers=tuple(map(Layer, _attentions(values, family, count, context), _mlps(values, family, count))),
         norms=Norms(family.norm, number(values, "rms_norm_eps", 1e-6), family.norm_before, family.norm_after),
-        parallel=bool(values.get("parallel_residual", False)),
+        parallel=flag(values, "parallel_residual", False),
         learned_positions=family.positions == "learned",
         embedding_scale=hidden**0.5 if values.get("scale_embedding") else number(values, "embedding_multiplier", 1.0),
         residual_scale=number(values, "residual_multiplier", 1.0),
@@ -312,7 +312,7 @@ def _mlps(values: Mapping[str, Any], family: Family, count: int) -> list[Mlp]:
     experts = Experts(
         positive(values, "num_local_experts", _MOST_EXPERTS),
         positive(values, "num_experts_per_tok"),
-        bool(values.get("norm_topk_prob", False)),
+        flag(values, "norm_topk_prob", False),
     )
     if experts.active > experts.count:
         raise InputError(f"config.json: {experts.active} of {experts.count} experts cannot be active")

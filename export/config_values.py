@@ -26,6 +26,14 @@ def number(raw: Mapping[str, Any], key: str, default: float) -> float:
     return float(value)
 
 
+def flag(raw: Mapping[str, Any], key: str, default: bool) -> bool:
+    """true or false; raises InputError for anything else, as "false" is no false. null is false, as in transformers."""
+    value = raw.get(key, default)
+    if value is not None and not isinstance(value, bool):
+        raise InputError(f"config.json: {key} must be true or false, it is {value!r}")
+    return bool(value)
+
+
 def optional_number(raw: Mapping[str, Any], key: str) -> float | None:
     """A positive, finite number, or None where the key is missing or null."""
     return None if raw.get(key) is None else number(raw, key, 1.0)

@@ -118,6 +118,7 @@ FAMILIES: Mapping[str, Family] = {
         "Phi-3, Phi-3.5 mini, Phi-4-mini",
         keys=_COMMON_KEYS | {"original_max_position_embeddings", "partial_rotary_factor", "sliding_window"},
         required_values={"full_attn_mod": (1,), "interpolate_factor": (1,), "lm_head_bias": (False,)},
+        defaults={"rms_norm_eps": 1e-5},
         own_code=True,
     ),
     "gemma2": Family(
@@ -134,7 +135,8 @@ FAMILIES: Mapping[str, Family] = {
     "gemma3_text": Family(
         "Gemma 3 (text)",
         keys=_GEMMA_KEYS | {"rope_local_base_freq"},
-        required_values=_GEMMA_VALUES,
+        # transformers reads this key and does not use it: who set it may mean either.
+        required_values=_GEMMA_VALUES | {"attn_logit_softcapping": (None,)},
         renames={"hidden_activation": "hidden_act"},
         defaults=_GEMMA_DEFAULTS | {"rope_theta": 1000000.0, "rope_local_base_freq": 10000.0},
         tied_by_default=True,

@@ -20,6 +20,7 @@ from .sentencepiece_tokenizer import (
 
 _UNIGRAM, _BPE = 1, 2  # TrainerSpec.ModelType
 _LARGEST_FILE = 64 << 20  # bytes; Gemma's, one of the largest, has 4 MB
+_FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 _NAMES = ("bos", "eos", "unk", "pad")
 
 
@@ -40,14 +41,17 @@ def convert_sentencepiece(folder: Path, settings: Mapping[str, Any]) -> tuple[st
     pieces = _pieces(model, _added_tokens(folder, settings), folder)
     ids = {text: index for index, text in enumerate(pieces.texts)}
     named = {name: _named_token(model, settings, name, pieces) for name in _NAMES}
+    rewrites = bool(model.normalizer_spec.remove_extra_whitespaces or model.normalizer_spec.precompiled_charsmap)
     tokenizer = build_sentencepiece(
         pieces,
         add_prefix=bool(model.normalizer_spec.add_dummy_prefix),
+        # Where text is rewritten first, its beginning is not known any more.
+        metaspace=None if rewrites else "always" if settings.get("legacy") is True else "first",
         unigram=model.trainer_spec.model_type == _UNIGRAM,
         remove_spaces=bool(model.normalizer_spec.remove_extra_whitespaces),
         charsmap=bytes(model.normalizer_spec.precompiled_charsmap),
     )
-    add_tokens(tokenizer, pieces.texts, pieces.types)
+    add_tokens(tokenizer, pieces.texts, pieces.types, _flags(settings))
     with_bos, with_eos = settings.get("add_bos_token", True), settings.get("add_eos_token", False)
     bos, eos = named["bos"], named["eos"]
     add_template(tokenizer, ids[bos] if with_bos and bos else None, ids[eos] if with_eos and eos else None)
@@ -91,8 +95,16 @@ def _added_tokens(folder: Path, settings: Mapping[str, Any]) -> dict[int, tuple[
             raise InputError(
                 f"{folder}: tokenizer_config.json has an added token {index!r} without an id and a content"
             )
-        found[int(index)] = text, bool(entry.get("special", False))
+        if not all(isinstance(entry.get(name, False), bool) for name in ("special", *_FLAGS)):
+            raise InputError(f"{folder}: the added token {text!r} has a flag that is neither true nor false")
+        found[int(index)] = text, entry.get("special", False)
     return found
+
+
+def _flags(settings: Mapping[str, Any]) -> dict[str, dict[str, bool]]:
+    """How added tokens are looked for, by their texts, as far as the settings say it."""
+    entries = settings.get("added_tokens_decoder", {}).values()
+    return {entry["content"]: {name: entry[name] for name in _FLAGS if name in entry} for entry in entries}
 
 
 def _pieces(model: Any, added: Mapping[int, tuple[str, bool]], folder: Path) -> Pieces:

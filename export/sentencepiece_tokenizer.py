@@ -6,14 +6,16 @@ those of its normalizer.cc, bpe_model.cc and unigram_model.cc.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer, decoders, models, normalizers
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # ModelProto.SentencePiece.Type, and tokenizer.ggml.token_type
+_NONE: Mapping[str, Mapping[str, bool]] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Pieces:
 def build_sentencepiece(
     pieces: Pieces,
     add_prefix: bool,
+    metaspace: Literal["always", "first"] | None = None,
     unigram: bool = False,
     remove_spaces: bool = False,
     charsmap: bytes = b"",
@@ -41,14 +44,19 @@ def build_sentencepiece(
     """Spaces are written ▁, pieces are found by score, bytes are the fallback.
 
     add_prefix     a space is put in front of a text
+    metaspace      transformers' ways: not where there is a space; "always" behind added tokens too, or only at the
+                   "first" text. None is llama.cpp's: in front of every text, and behind each added token
     unigram        the best-scored cut of the whole text, and not the best-scored pair merged first
     remove_spaces  spaces at both ends go, several become one
     charsmap       replacements in SentencePiece's compiled form, made before anything else
     """
-    from tokenizers import Tokenizer, decoders, normalizers
+    from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
 
     tokenizer = Tokenizer(_unigram(pieces) if unigram else _bpe(pieces))
-    tokenizer.normalizer = normalizers.Sequence(list(_normalizers(add_prefix, remove_spaces, charsmap)))
+    steps = _normalizers(add_prefix and metaspace is None, remove_spaces, charsmap)
+    tokenizer.normalizer = normalizers.Sequence(list(steps))
+    if add_prefix and metaspace is not None:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=metaspace, split=False)
     decoding: list[decoders.Decoder] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     tokenizer.decoder = decoders.Sequence([*decoding, decoders.Strip(" ", 1, 0)] if add_prefix else decoding)
     return tokenizer
@@ -106,13 +114,19 @@ def _merges_by_score(pieces: Pieces) -> list[tuple[str, str]]:
     return [(pieces.texts[left], pieces.texts[right]) for _, left, right in sorted(ranked)]
 
 
-def add_tokens(tokenizer: Tokenizer, texts: Sequence[str], types: Sequence[int]) -> None:
-    """Tokens that are found in text before it is cut; control tokens can be left out when decoding."""
+def add_tokens(
+    tokenizer: Tokenizer, texts: Sequence[str], types: Sequence[int], flags: Mapping[str, Mapping[str, bool]] = _NONE
+) -> None:
+    """Tokens that are found in text before it is cut; control tokens can be left out when decoding.
+
+    flags  lstrip, rstrip, single_word and normalized, of tokens that have them; one that is written with ▁ is looked
+           for where spaces have become ▁
+    """
     from tokenizers import AddedToken
 
     def of_kinds(*kinds: int) -> list[AddedToken]:
-        pairs = zip(texts, types, strict=True)
-        return [AddedToken(text, normalized=False) for text, kind in pairs if text and kind in kinds]
+        pairs = [(text, kind) for text, kind in zip(texts, types, strict=True) if text and kind in kinds]
+        return [AddedToken(text, **({"normalized": "▁" in text} | dict(flags.get(text, {})))) for text, _ in pairs]
 
     tokenizer.add_special_tokens(of_kinds(UNKNOWN, CONTROL))
     tokenizer.add_tokens(of_kinds(USER_DEFINED))

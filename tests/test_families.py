@@ -249,3 +249,18 @@ def test_the_readme_lists_the_families():
     text = README.read_text(encoding="utf-8")
     assert START in text
     assert with_table(text) == text, "run: python tests/family_table.py"
+
+
+@pytest.mark.parametrize(
+    ("family", "key", "value", "message"),
+    [
+        ("llama", "tie_word_embeddings", "false", "tie_word_embeddings must be true or false, it is 'false'"),
+        ("mixtral", "norm_topk_prob", 1, "norm_topk_prob must be true or false, it is 1"),
+        ("gemma3_text", "attn_logit_softcapping", 2.0, "attn_logit_softcapping"),
+    ],
+)
+def test_values_that_could_mean_two_things_are_refused(family, key, value, message):
+    raw = json.loads((family_folder(family) / "config.json").read_text())
+    parse_config(raw)
+    with pytest.raises(InputError, match=message):
+        parse_config(raw | {key: value})
