@@ -29,7 +29,7 @@ def run(arguments: Sequence[str]) -> int:
         main.main(args=_spread(arguments), prog_name="pocketlm", standalone_mode=False)
         sys.stdout.flush()  # a full disk shows here
     except click.exceptions.Abort:
-        print("interrupted; nothing was left behind", file=sys.stderr)
+        print("interrupted; nothing half finished was left behind", file=sys.stderr)
         return 130
     except click.ClickException as error:
         print(f"pocketlm: {_one_line(error.format_message())}; {_usage(error)} --help", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Small pictures of measurements, as SVG: lines over an axis, and points with names."""
+"""Small pictures of measurements, as SVG: lines over an axis, points with names, and means with intervals."""
 
 from __future__ import annotations
 
@@ -82,13 +82,29 @@ def _overlap(one: _Box, other: _Box) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
+def interval_chart(labels: Labels, rows: Mapping[str, tuple[float, float, float]]) -> str:
+    """An SVG document with one (mean, low, high) below the other, each under its name; x starts at 0."""
+    highest = 1.05 * max((high for _, _, high in rows.values()), default=0.0) or 1.0
+    frame = _Frame((0.0, -len(rows) + 0.25), (highest, 0.75))
+    parts = _axes(labels, frame, numbers_beside=False)
+    for index, (name, (mean, low, high)) in enumerate(rows.items()):
+        colour = _COLOURS[index % len(_COLOURS)]
+        (left, y), (middle, _), (right, _) = (frame.place((x, -index)) for x in (low, mean, high))
+        parts.append(f'<path d="M{left:.1f} {y:.1f}H{right:.1f}" stroke="{colour}" stroke-width="2"/>')
+        parts.append(f'<circle cx="{middle:.1f}" cy="{y:.1f}" r="5" fill="{colour}"/>')
+        parts.append(
+            f'<text x="{_LEFT + 8}" y="{y - 12:.1f}" fill="{colour}" {_FONT}>{escape(name)}: {mean:.3g}</text>'
+        )
+    return _document(parts)
+
+
 def _frame(points: Points) -> _Frame:
     xs, ys = [x for x, _ in points] or [0.0], [y for _, y in points] or [0.0]
     margin = 0.05 * (max(xs) - min(xs)) or 1.0
     return _Frame((min(xs) - margin, 0.0), (max(xs) + margin, 1.08 * max(ys) or 1.0))
 
 
-def _axes(labels: Labels, frame: _Frame) -> list[str]:
+def _axes(labels: Labels, frame: _Frame, numbers_beside: bool = True) -> list[str]:
     bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
     middle_x, middle_y = (_LEFT + right) / 2, (_TOP + bottom) / 2
     parts = [
@@ -102,8 +118,11 @@ def _axes(labels: Labels, frame: _Frame) -> list[str]:
         share = index / 5
         x, y = (low + share * (high - low) for low, high in zip(frame.low, frame.high, strict=True))
         at_x, at_y = frame.place((x, y))
-        parts.append(f'<path d="M{_LEFT} {at_y:.1f}H{right}" stroke="#ddd"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{at_y + 4:.1f}" text-anchor="end" {_FONT}>{y:.3g}</text>')
+        if numbers_beside:
+            parts.append(f'<path d="M{_LEFT} {at_y:.1f}H{right}" stroke="#ddd"/>')
+            parts.append(f'<text x="{_LEFT - 6}" y="{at_y + 4:.1f}" text-anchor="end" {_FONT}>{y:.3g}</text>')
+        else:
+            parts.append(f'<path d="M{at_x:.1f} {_TOP}V{bottom}" stroke="#ddd"/>')
         parts.append(f'<text x="{at_x:.1f}" y="{bottom + 17}" text-anchor="middle" {_FONT}>{x:.3g}</text>')
     return parts
 
