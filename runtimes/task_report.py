@@ -193,7 +193,7 @@ def rows(summaries: Sequence[Summary], priced: bool) -> list[tuple[str, list[str
     """The lines of the table, with a cell for each side; lines that would say nothing are left out."""
     found = [
         ("choices right", [_share_text(side.choices) for side in summaries]),
-        ("  by log-likelihood a character", [_share_text(side.choices_by_length) for side in summaries]),
+        ("  likelihood by length", [_share_text(side.choices_by_length) for side in summaries]),
         ("  named no choice", [_unclear(side.choices) for side in summaries]),
         ("short answers right", [_share_text(side.answers) for side in summaries]),
         ("bits per byte of text", [_bits_text(side.bits_per_byte) for side in summaries]),
@@ -203,22 +203,22 @@ def rows(summaries: Sequence[Summary], priced: bool) -> list[tuple[str, list[str
     costs = [side.cost for side in summaries]
     measured: list[tuple[str, str, float, int]] = [
         ("seconds an answer", "seconds_per_answer", 1, 3),
-        ("tokens/s, read and written", "tokens_per_second", 1, 0),
-        ("peak memory of the process, MB", "peak_memory_bytes", 1e-6, 0),
-        ("joules an answer, processors", "joules_per_answer", 1, 2),
+        ("tokens/s", "tokens_per_second", 1, 0),
+        ("peak memory, MB", "peak_memory_bytes", 1e-6, 0),
+        ("joules an answer", "joules_per_answer", 1, 2),
     ]
-    if priced:
-        measured.append(("price of 1,000 answers", "price_of_1000_answers", 1, 4))
-    return kept + [
+    kept += [
         (label, [_cost_text(cost, key, factor, digits) for cost in costs]) for label, key, factor, digits in measured
     ]
+    prices = [_cost_text(cost, "price_of_1000_answers", 1, 4) for cost in costs[1:]]
+    return [*kept, ("price of 1,000", ["", *prices])] if priced else kept
 
 
 def _share_text(share: Share | None) -> str:
     if share is None:
         return ""
     low, high = 100 * share.accuracy.low, 100 * share.accuracy.high
-    return f"{share.right} of {share.count}: {100 * share.accuracy.mean:.1f} % ({low:.1f} to {high:.1f})"
+    return f"{share.right}/{share.count} = {100 * share.accuracy.mean:.1f} % ({low:.0f} to {high:.0f})"
 
 
 def _unclear(share: Share | None) -> str:
@@ -271,7 +271,9 @@ def lines(found: Comparison) -> list[str]:
     """What stands below the table: the paired comparison, notes, where the task is from."""
     said = [_paired_text(name, result, found.sides) for name, result in compare(found).items()]
     about = [f"{key}: {value}" for key, value in found.task.about.items() if key != "canary"]
-    return [*said, *found.notes, "Intervals are 95 %.", *about]
+    if any(side.cost is not None and side.cost.joules_per_answer is None for side in summarise(found)[:1]):
+        said.append("Joules need Linux powercap counters (RAPL) that this user may read; there were none.")
+    return [*said, *found.notes, "Intervals are 95 %; tokens/s count what is read and what is written.", *about]
 
 
 def _paired_text(name: str, result: Paired | Interval, sides: Sequence[Side]) -> str:

@@ -153,7 +153,8 @@ def run_tasks(
             theirs = ResultsFile(folder, model, {"endpoint": address.base, "model": model} | settings, fresh=fresh)
             stack.callback(theirs.close)
             port = address.port if address.local else None
-            sides.append(_Asked(model, endpoint, theirs, port, not address.local, scores))
+            shown = Path(model).name if model.startswith("/") else model  # llama.cpp names a model by its file
+            sides.append(_Asked(shown, endpoint, theirs, port, not address.local, scores))
         notes = _ask_all(sides, task, method, progress)
     return _comparison(task, method, sides, against, [*notes, *_notes(task, scoring, endpoint, scores)])
 
