@@ -43,7 +43,7 @@ _ENDPOINT_ONLY = ("against_model", "key_env", "max_calls", "timeout", "price_in"
 @click.option(
     "--threads", type=click.IntRange(1, 256), default=os.cpu_count() or 2, help="[default: one for each core]"
 )
-@click.option("--limit", type=click.IntRange(1), help="Ask so many items, drawn with a fixed seed.")
+@click.option("--limit", type=click.IntRange(1), help="Ask so many items: always the same ones.")
 @click.option(
     "--scoring", type=click.Choice(("auto", "likelihood", "generated")), default="auto", show_default=True,
     help="Of choices. auto: by log-likelihood, unless the endpoint gives none.",

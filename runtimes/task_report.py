@@ -279,8 +279,8 @@ def lines(found: Comparison) -> list[str]:
 def _paired_text(name: str, result: Paired | Interval, sides: Sequence[Side]) -> str:
     first, second = sides[0].name, sides[1].name
     if isinstance(result, Interval):
-        margin = (result.high - result.low) / 2
-        return f"Bits per byte, {second} less {first}: {result.mean:+.3f} ± {margin:.3f}."
+        margin = f" ± {(result.high - result.low) / 2:.3f}" if isfinite(result.high) else ""
+        return f"Bits per byte, {second} less {first}: {result.mean:+.3f}{margin}."
     return (
         f"{name.capitalize()}: both right {result.both}, only {first} {result.only_first}, "
         f"only {second} {result.only_second}, neither {result.neither}; exact McNemar test p = {result.p_value:.3g}."

@@ -20,3 +20,13 @@ def tiny_folder(tmp_path_factory):
     from tiny import tiny_llama
 
     return tiny_llama(tmp_path_factory.mktemp("models") / "tiny", tied=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_folder, tmp_path_factory):
+    """That model as a bundle for ONNX Runtime, in fp32."""
+    from pocketlm.runtimes.build import export
+
+    folder = tmp_path_factory.mktemp("bundles") / "tiny"
+    export(str(tiny_folder), folder, recipe="fp32", context=256)
+    return folder
