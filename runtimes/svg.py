@@ -82,10 +82,13 @@ def _overlap(one: _Box, other: _Box) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
-def interval_chart(labels: Labels, rows: Mapping[str, tuple[float, float, float]]) -> str:
-    """An SVG document with one (mean, low, high) below the other, each under its name; x starts at 0."""
-    highest = 1.05 * max((high for _, _, high in rows.values()), default=0.0) or 1.0
-    frame = _Frame((0.0, -len(rows) + 0.25), (highest, 0.75))
+def interval_chart(labels: Labels, rows: Mapping[str, tuple[float, float, float]], highest: float | None = None) -> str:
+    """An SVG document with one (mean, low, high) below the other, each under its name.
+
+    x goes from 0 to ``highest``, or a little beyond the highest value.
+    """
+    end = highest or 1.05 * max((high for _, _, high in rows.values()), default=0.0) or 1.0
+    frame = _Frame((0.0, -len(rows) + 0.25), (end, 0.75))
     parts = _axes(labels, frame, numbers_beside=False)
     for index, (name, (mean, low, high)) in enumerate(rows.items()):
         colour = _COLOURS[index % len(_COLOURS)]

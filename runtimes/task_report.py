@@ -313,7 +313,7 @@ def picture(found: Comparison) -> str:
         if (share := getattr(side, label)) is not None
     }
     if bars:
-        return interval_chart(Labels(title(found), "right, % (95 % interval)", ""), bars)
+        return interval_chart(Labels(title(found), "right, % (95 % interval)", ""), bars, 100)
     bits = {side.name: side.bits_per_byte for side in summaries if side.bits_per_byte is not None}
     return interval_chart(
         Labels(title(found), "bits per byte (95 % interval); less is better", ""),

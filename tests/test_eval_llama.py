@@ -65,11 +65,10 @@ def test_the_same_prompts_and_scoring_on_llama_cpps_server(artifact):
         pairs = [(ask(artifact, item, METHOD), ask(endpoint, item, METHOD)) for item in questions]
         peak = listener_peak_bytes(connection.address.port)
         connection.close()
-    print([(ours.answer, theirs.answer) for ours, theirs in pairs])
     # Template and tokenizer are llama.cpp's own there: that it counts the same tokens shows the prompts are the same.
     assert [ours.spent.prompt_tokens for ours, _ in pairs] == [theirs.spent.prompt_tokens for _, theirs in pairs]
     assert all(0 < theirs.spent.new_tokens <= METHOD.max_new_tokens for _, theirs in pairs)
     # Both round activations to 8 bits, each in its own way: near ties may fall either way.
-    assert sum(ours.answer == theirs.answer for ours, theirs in pairs) >= len(pairs) // 2
+    assert sum(ours.answer == theirs.answer for ours, theirs in pairs) >= 5, pairs
     assert pairs[-1][1].right
     assert peak > 100 << 20

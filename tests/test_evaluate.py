@@ -13,7 +13,7 @@ from pocketlm.runtimes.build import export
 from pocketlm.runtimes.cli import run
 from pocketlm.runtimes.metrics import deviation, negative_log_likelihood
 from pocketlm.runtimes.quality import interval, layer_errors, measure_quality, quality_steps
-from pocketlm.runtimes.svg import Labels, line_chart, scatter
+from pocketlm.runtimes.svg import Labels, interval_chart, line_chart, scatter
 from tiny import TEXT
 
 
@@ -128,5 +128,7 @@ def test_pictures_are_sound_svg_whatever_the_names():
         scatter(Labels("a < b", "x & y", '"z"'), {"<one>": (1.0, 0.5)}),
         line_chart(Labels("t", "x", "y"), {f"line {index}": [(0.0, 0.0), (1.0, float(index))] for index in range(9)}),
         line_chart(Labels("empty", "x", "y"), {}),
+        interval_chart(Labels("a < b", "x", ""), {"<one>": (0.5, 0.25, 0.75), "two & three": (0.0, 0.0, 0.0)}, 1),
+        interval_chart(Labels("empty", "x", ""), {}),
     ):
         assert ElementTree.fromstring(picture).tag.endswith("svg")
