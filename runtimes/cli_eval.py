@@ -61,7 +61,7 @@ _ENDPOINT_ONLY = ("against_model", "key_env", "max_calls", "timeout", "price_in"
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for report.md, .json and .svg.")
 @json_option
 @click.pass_context
-def eval_command(context: click.Context, subject: str, text: Path | None, tasks: str | None, **options: Any) -> None:
+def eval_command(context: click.Context, /, subject: str, text: Path | None, tasks: str | None, **options: Any) -> None:
     """Measure what quantised weights keep (--text), or what a bundle can (--tasks).
 
     With --text a bundle is compared with --reference, a model is quantised by each --recipe; activations stay in fp32.

@@ -56,7 +56,9 @@ def parse_address(url: str) -> Address:
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
-    except ValueError:
+        httpx2.URL(url)
+        (host or "").encode("idna")
+    except (ValueError, httpx2.InvalidURL):
         host, port, parts = None, None, urlsplit("")
     if parts.scheme not in ("http", "https") or not host or port == 0 or not url.isprintable():
         raise InputError("--against takes the address of an endpoint, such as http://127.0.0.1:8080/v1")
@@ -147,10 +149,9 @@ class Connection:
             wait: float | None = None
             try:
                 status, headers, text = self._once(method, path, body)
+                self._answered = True
                 if status not in _AGAIN or _is_final(text):
-                    content = self._judge(status, text)
-                    self._answered = True
-                    return Answer(content, time.perf_counter() - started, attempt > 0)
+                    return Answer(self._judge(status, text), time.perf_counter() - started, attempt > 0)
                 problem = f"answers with HTTP {status}{self._message(text)}"
                 wait = _retry_after(headers)
             except httpx2.TimeoutException:

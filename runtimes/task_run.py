@@ -142,7 +142,7 @@ def run_tasks(
         scores = _gives_scores(task, endpoint, scoring)
         method = Method(scoring != "generated" and scores, chat, max_new_tokens)
         artifact.check_room(_asked_texts(task, method), max_new_tokens)
-        settings = {"likelihood": method.likelihood, "chat": chat, "max_new_tokens": max_new_tokens}
+        settings = {"task": task.name, "likelihood": method.likelihood, "chat": chat, "max_new_tokens": max_new_tokens}
         identity = {"bundle": _hash(bundle / MANIFEST_FILE), "target": name, "by": get_target(name).evaluated_by()}
         side = f"{bundle.resolve().name} {name}"
         own = ResultsFile(folder, side, identity | {"threads": threads} | settings, fresh=fresh)

@@ -50,4 +50,4 @@ def mcnemar(first: int, second: int) -> float:
     """Two-sided p-value when ``first`` questions were right on one side only and ``second`` on the other only."""
     count = first + second
     tail = sum(comb(count, k) for k in range(min(first, second) + 1))
-    return min(1.0, 2 * tail / 2**count)
+    return min(1.0, float(2 * tail / 2**count))

@@ -213,8 +213,13 @@ def test_which_key_is_sent_where(monkeypatch):
         read_key(parse_address("http://127.0.0.1"), "BROKEN")
 
 
-@pytest.mark.parametrize("url", ["", "127.0.0.1:80", "ftp://a/v1", "http://", "http://[", "http://a:99999", "http://a:0",
-                                 f"http://user:{KEY}@a/v1", f"http://a/v1?key={KEY}", "http://a\n/v1"])  # fmt: skip
+BAD_ADDRESSES = (
+    "", "127.0.0.1:80", "ftp://a/v1", "http://", "http://[", "http://a:99999", "http://a:0", "http://a\n/v1",
+    "http://a..b", f"http://user:{KEY}@a/v1", f"http://a/v1?key={KEY}",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("url", BAD_ADDRESSES)
 def test_addresses_that_cannot_be_asked(url):
     with pytest.raises(InputError, match="--against takes") as caught:
         parse_address(url)
