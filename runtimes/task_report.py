@@ -270,6 +270,9 @@ def title(found: Comparison) -> str:
 def lines(found: Comparison) -> list[str]:
     """What stands below the table: the paired comparison, notes, where the task is from."""
     said = [_paired_text(name, result, found.sides) for name, result in compare(found).items()]
+    by_chance = [len(item.right) / len(item.choices) for item in found.task.items if isinstance(item, MultipleChoice)]
+    if by_chance:
+        said.insert(0, f"Chance alone would get {100 * sum(by_chance) / len(by_chance):.1f} % of the choices right.")
     about = [f"{key}: {value}" for key, value in found.task.about.items() if key != "canary"]
     if any(side.cost is not None and side.cost.joules_per_answer is None for side in summarise(found)[:1]):
         said.append("Joules need Linux powercap counters (RAPL) that this user may read; there were none.")
