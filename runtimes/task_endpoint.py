@@ -43,7 +43,10 @@ class Endpoint:
         texts = [context, *(context + continuation for continuation in continuations)]
         body = {"model": self.model, "prompt": texts, "max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1}
         answer = self.connection.post("/completions", body)
-        rows = [self._prompt_logprobs(choice) for choice in self._choices(answer, len(texts))]
+        choices = _choices(answer, len(texts))
+        if choices is None:
+            raise NoScoresError(self.connection)
+        rows = [self._prompt_logprobs(choice) for choice in choices]
         length = len(rows[0])
         if length < 1 or any(len(row) <= length for row in rows[1:]):
             raise NoScoresError(self.connection)
@@ -71,8 +74,10 @@ class Endpoint:
         else:
             asked = {"prompt": prompt, "stop": ["\n"]}
         answer = self._post("/chat/completions" if self.chat else "/completions", asked, limit)
-        choice = self._choices(answer, 1)[0]
-        message = choice.get("message")
+        choices = _choices(answer, 1)
+        if choices is None:
+            raise EndpointError(f"{self.connection.address.base} does not answer with one choice")
+        choice, message = choices[0], choices[0].get("message")
         text = message.get("content") if self.chat and isinstance(message, dict) else choice.get("text")
         if text is None and self.chat and isinstance(message, dict):
             text = ""  # all of it was thought, or refused
@@ -107,16 +112,6 @@ class Endpoint:
             return False
         return True
 
-    def _choices(self, answer: Answer, count: int) -> list[dict[str, Any]]:
-        """The choices of an answer in the order of the prompts."""
-        choices = answer.content.get("choices")
-        if not isinstance(choices, list) or len(choices) != count or not all(isinstance(c, dict) for c in choices):
-            raise EndpointError(f"{self.connection.address.base} does not answer each prompt with one choice")
-        places = [choice.get("index") for choice in choices]
-        if sorted(map(str, places)) == sorted(map(str, range(count))):
-            choices = sorted(choices, key=lambda choice: int(choice["index"]))
-        return choices
-
     def scores_prompts(self) -> bool:
         """Whether the endpoint gives log-likelihoods. A refusal or another kind of answer is a no."""
         try:
@@ -124,6 +119,17 @@ class Endpoint:
         except (NoScoresError, RefusedError):
             return False
         return True
+
+
+def _choices(answer: Answer, count: int) -> list[dict[str, Any]] | None:
+    """The choices of an answer in the order of the prompts; None unless there is one for each."""
+    choices = answer.content.get("choices")
+    if not isinstance(choices, list) or len(choices) != count or not all(isinstance(c, dict) for c in choices):
+        return None
+    places = [choice.get("index") for choice in choices]
+    if all(type(place) is int for place in places) and sorted(places) == list(range(count)):
+        choices = sorted(choices, key=lambda choice: int(choice["index"]))
+    return choices
 
 
 def _count(given: Any) -> int | None:
