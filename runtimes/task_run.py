@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..errors import InputError
 from ..export.bundle import MANIFEST_FILE, read_manifest
@@ -130,31 +131,28 @@ def run_tasks(
     manifest = read_manifest(bundle)
     name = check_targets(bundle, manifest, [target] if target else None)[0]
     check_small_files(bundle, manifest)
-    folder = default_folder() if results is None else results
     with ExitStack() as stack:
         connection = None if against is None else _connect(against, stack)
         artifact = _load(bundle, name, threads)
         chat = artifact.template is not None
-        endpoint, model = None, ""
+        endpoint = None
         if connection is not None and against is not None:
-            model = against.model or find_model(connection)
-            endpoint = Endpoint(connection, model, chat)
+            endpoint = Endpoint(connection, against.model or find_model(connection), chat)
         scores = _gives_scores(task, endpoint, scoring)
         method = Method(scoring != "generated" and scores, chat, max_new_tokens)
         artifact.check_room(_asked_texts(task, method), max_new_tokens)
-        settings = {"task": task.name, "likelihood": method.likelihood, "chat": chat, "max_new_tokens": max_new_tokens}
-        identity = {"bundle": _hash(bundle / MANIFEST_FILE), "target": name, "by": get_target(name).evaluated_by()}
+
+        def results_of(side: str, about: Mapping[str, Any]) -> ResultsFile:
+            folder = default_folder() if results is None else results
+            file = ResultsFile(folder, side, {"task": task.name, **asdict(method), **about}, fresh=fresh)
+            stack.callback(file.close)
+            return file
+
         side = f"{bundle.resolve().name} {name}"
-        own = ResultsFile(folder, side, identity | {"threads": threads} | settings, fresh=fresh)
-        stack.callback(own.close)
-        sides = [_Asked(side, artifact, own)]
+        sides = [_Asked(side, artifact, results_of(side, _identity(bundle, name, threads)))]
         if endpoint is not None:
-            address = endpoint.connection.address
-            theirs = ResultsFile(folder, model, {"endpoint": address.base, "model": model} | settings, fresh=fresh)
-            stack.callback(theirs.close)
-            port = address.port if address.local else None
-            shown = Path(model).name if model.startswith("/") else model  # llama.cpp names a model by its file
-            sides.append(_Asked(shown, endpoint, theirs, port, not address.local, scores))
+            about = {"endpoint": endpoint.connection.address.base, "model": endpoint.model}
+            sides.append(_other_side(endpoint, results_of(endpoint.model, about), scores))
         notes = _ask_all(sides, task, method, progress)
     return _comparison(task, method, sides, against, [*notes, *_notes(task, scoring, endpoint, scores)])
 
@@ -172,8 +170,16 @@ def _load(bundle: Path, name: str, threads: int) -> Artifact:
     return Artifact(session, load_tokenizer(bundle), template, load_stop_tokens(bundle))
 
 
-def _hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _identity(bundle: Path, target: str, threads: int) -> dict[str, Any]:
+    """What a bundle's answers and their times depend on; its manifest has the hashes of all its files."""
+    manifest = hashlib.sha256((bundle / MANIFEST_FILE).read_bytes()).hexdigest()
+    return {"bundle": manifest, "target": target, "by": get_target(target).evaluated_by(), "threads": threads}
+
+
+def _other_side(endpoint: Endpoint, results: ResultsFile, scores: bool) -> _Asked:
+    address, model = endpoint.connection.address, endpoint.model
+    name = Path(model).name if model.startswith("/") else model  # llama.cpp names a model by its file
+    return _Asked(name, endpoint, results, address.port if address.local else None, not address.local, scores)
 
 
 def _gives_scores(task: Task, endpoint: Endpoint | None, scoring: str) -> bool:
