@@ -77,6 +77,18 @@ def test_both_sides_and_every_report(tiny_bundle, file, tmp_path, server, capsys
     assert "| price of 1,000 |  | 0.0200 |" in page
 
 
+def test_a_bundle_alone(tiny_bundle, file, tmp_path, capsys):
+    assert evaluate(tiny_bundle, file, tmp_path, "--limit", "3", "-o", str(tmp_path / "out")) == 0
+    shown = capsys.readouterr().out
+    assert "mine: 3 items" in shown
+    assert "Chance alone would get 33.3 % of the choices right." in shown
+    assert "McNemar" not in shown
+    assert evaluate(tiny_bundle, file, tmp_path, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["paired"] == {}
+    assert [len(entry["outcomes"]) for entry in report["answers"]] == [1] * 7
+
+
 def test_only_what_is_missing_is_asked_again(tiny_bundle, file, tmp_path, server, capsys):
     assert evaluate(tiny_bundle, file, tmp_path, "--against", server.url, "--max-calls", "5") == 0
     shown = capsys.readouterr().out
