@@ -23,6 +23,7 @@ DEFAULT_KEY = "OPENAI_API_KEY"
 _TRIES = 6
 _LONGEST_WAIT = 60.0  # seconds between two of them
 _LONGEST_MESSAGE = 300  # characters of a server's error that are shown
+_SHORTEST_SECRET = 8  # characters: servers that need no key are given words such as "none", which answers may hold
 _AGAIN = frozenset((408, 409, 425, 429, 500, 502, 503, 504, 529))
 
 
@@ -221,7 +222,8 @@ class Connection:
 
     def without_key(self, text: str) -> str:
         """A text in which the key is blotted out, should a server repeat it."""
-        return text if self.key is None else text.replace(self.key, "[key]")
+        secret = self.key is not None and len(self.key) >= _SHORTEST_SECRET
+        return text.replace(self.key or "", "[key]") if secret else text
 
     def close(self) -> None:
         """End the connection."""

@@ -194,6 +194,9 @@ def test_the_key_goes_into_the_header_and_nowhere_else(server, monkeypatch):
     server.models = [f"model-{KEY}"]
     assert find_model(subject.connection) == "model-[key]"
     assert KEY not in repr(subject)
+    placeholder, _ = endpoint(server, key="none")
+    server.script = [said("none of them")]
+    assert placeholder.write("q", 3).text == "none of them"
 
 
 def test_which_key_is_sent_where(monkeypatch):
