@@ -9,10 +9,11 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ..errors import InputError
 from ..export.fetch import cache_folder
@@ -42,7 +43,7 @@ def open_task(name: str, progress: Progress = silent) -> Task:
 
 
 def read_bigbench(name: str, progress: Progress = silent) -> Task:
-    """A JSON task of BIG-bench (Srivastava et al. 2022), such as ``truthful_qa`` or ``cs_algorithms/lcs``.
+    """A JSON task of BIG-bench (Srivastava et al. 2022), such as ``sports_understanding`` or ``cs_algorithms/lcs``.
 
     Taken from the package bigbench if it is installed. Otherwise pip fetches its source package once, 358 MB, which
     stays in pocketlm's cache. Raises InputError if there is no such task or it cannot be had.
@@ -54,9 +55,10 @@ def read_bigbench(name: str, progress: Progress = silent) -> Task:
     found = next((file for place in places if (file := place / name / "task.json").is_file()), None)
     path = found or _from_archive(name, cache_folder() / _PACKAGE, progress)
     try:
-        return _parse(json.loads(path.read_text(encoding="utf-8")), name)
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read as a task of BIG-bench; delete it and try again") from error
+        raise InputError(f"{path}: cannot be read as JSON; delete it and try again") from error
+    return _parse(content, name)
 
 
 def _from_archive(name: str, cache: Path, progress: Progress) -> Path:
@@ -66,11 +68,10 @@ def _from_archive(name: str, cache: Path, progress: Progress) -> Path:
     try:
         archive = _fetch(cache, progress)
         with progress(f"Looking for {name} in bigbench"), tarfile.open(archive, "r|gz") as members:
-            wanted = f"bigbench-1.0.0/bigbench/benchmark_tasks/{name}/task.json"
-            member = next((entry for entry in members if entry.name == wanted), None)
-            content = members.extractfile(member) if member is not None else None
+            content, others = _find(members, name)
             if content is None:
-                raise InputError(f"{BIGBENCH}{name}: bigbench has no such task in JSON")
+                near = ", ".join(get_close_matches(name, others, 5, 0.4))
+                raise InputError(f"{BIGBENCH}{name}: bigbench has no such task in JSON; {near or 'none'} come near")
             target.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=cache) as temporary:
                 partial = Path(temporary) / "task.json"
@@ -81,6 +82,18 @@ def _from_archive(name: str, cache: Path, progress: Progress) -> Path:
     except tarfile.TarError as error:
         raise InputError(f"{cache / _ARCHIVE}: is damaged; delete it and try again") from error
     return target
+
+
+def _find(members: tarfile.TarFile, name: str) -> tuple[IO[bytes] | None, list[str]]:
+    """A task's file in the archive, or None and the names of all tasks."""
+    others = []
+    for member in members:
+        match = re.fullmatch(r"bigbench-1\.0\.0/bigbench/benchmark_tasks/(\w+(?:/\w+)?)/task\.json", member.name)
+        if match and match[1] == name:
+            return members.extractfile(member), []
+        if match:
+            others.append(match[1])
+    return None, others
 
 
 def _fetch(cache: Path, progress: Progress) -> Path:
