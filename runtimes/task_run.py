@@ -154,7 +154,8 @@ def run_tasks(
             about = {"endpoint": endpoint.connection.address.base, "model": endpoint.model}
             sides.append(_other_side(endpoint, results_of(endpoint.model, about), scores))
         notes = _ask_all(sides, task, method, progress)
-    return _comparison(task, method, sides, against, [*notes, *_notes(task, scoring, endpoint, scores)])
+    ran = f"{side}: by {get_target(name).evaluated_by()}, {threads} thread{'s' if threads > 1 else ''}"
+    return _comparison(task, method, sides, against, [*notes, *_notes(task, scoring, endpoint, scores), ran])
 
 
 def _connect(against: Against, stack: ExitStack) -> Connection:
