@@ -8,8 +8,12 @@ import sys
 from contextlib import contextmanager
 
 import pytest
+from pocketlm.runtimes.onnx_session import OnnxSession
+from pocketlm.runtimes.task_artifact import Artifact
 from pocketlm.runtimes.task_run import run_tasks
+from pocketlm.runtimes.task_scoring import question_text
 from pocketlm.runtimes.tasks import read_task_file
+from pocketlm.runtimes.tokenizer import load_tokenizer
 from tiny import TEXT
 
 TASK = """
@@ -49,12 +53,12 @@ def served(bundle, name="tiny"):
             program.terminate()
 
 
-def test_the_same_accuracy_and_likelihoods(tiny_bundle, tiny_folder, tmp_path):
+def test_the_same_accuracy_and_likelihoods(tiny_bundle, tmp_path):
     data = tmp_path / "task.jsonl"
     data.write_text("".join(json.dumps(item) + "\n" for item in questions()))
     (tmp_path / "ours.yaml").write_text(TASK.format(data=data))
     with served(tiny_bundle) as address:
-        model = f"model=tiny,base_url={address}/completions,tokenizer={tiny_folder},tokenizer_backend=huggingface"
+        model = f"model=tiny,base_url={address}/completions,tokenizer={tiny_bundle},tokenizer_backend=huggingface"
         command = [sys.executable, "-m", "lm_eval", "run", "--model", "local-completions", "--model_args", model]
         command += ["--tasks", "ours", "--include_path", str(tmp_path), "--output_path", str(tmp_path / "out")]
         offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
@@ -64,15 +68,14 @@ def test_the_same_accuracy_and_likelihoods(tiny_bundle, tiny_folder, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     theirs = json.loads(next((tmp_path / "out").rglob("results_*.json")).read_text())["results"]["ours"]["acc,none"]
     samples = [json.loads(line) for line in next((tmp_path / "out").rglob("samples_*.jsonl")).open()]
-    chosen = {sample["doc"]["question"]: likeliest(sample) for sample in samples}
+    logprobs = {sample["doc"]["question"]: [float(entry[0][0]) for entry in sample["resps"]] for sample in samples}
     task = read_task_file(data)
     found = run_tasks(tiny_bundle, task, threads=1, results=tmp_path / "results").sides[0].outcomes
-    assert {item.question: found[place].answer for place, item in enumerate(task.items)} == chosen
+    artifact = Artifact(OnnxSession(tiny_bundle / "onnx", 1), load_tokenizer(tiny_bundle), None, frozenset())
+    for place, item in enumerate(task.items):
+        ours = artifact.score(question_text(item.question), [f" {choice}" for choice in item.choices]).logprobs
+        assert logprobs[item.question] == pytest.approx(ours, abs=1e-3)
+        assert found[place].answer == item.choices[ours.index(max(ours))]
+    assert len(logprobs) == len(task.items)
     assert theirs == pytest.approx(sum(outcome.right for outcome in found.values()) / len(found))
     assert 0 < theirs < 1
-
-
-def likeliest(sample):
-    """The choice that lm-eval found likeliest."""
-    logprobs = [float(entry[0][0]) for entry in sample["resps"]]
-    return sample["doc"]["choices"][logprobs.index(max(logprobs))]
