@@ -16,6 +16,7 @@ import httpx2
 
 from .._version import __version__
 from ..errors import InputError
+from .plain_text import plain
 
 LARGEST_ANSWER = 16 << 20  # bytes: log-probabilities of a few dozen prompts
 OPENAI = "api.openai.com"
@@ -217,8 +218,7 @@ class Connection:
 
     def clean(self, text: str) -> str:
         """A server's words on one line, without control characters, and without the key."""
-        line = self.without_key(" ".join(text.split()))
-        return "".join(letter if letter.isprintable() else "\ufffd" for letter in line)[:_LONGEST_MESSAGE]
+        return plain(self.without_key(" ".join(text.split())), _LONGEST_MESSAGE)
 
     def without_key(self, text: str) -> str:
         """A text in which the key is blotted out, should a server repeat it."""

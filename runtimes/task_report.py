@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from .plain_text import plain
 from .quality import Interval, interval
 from .svg import Labels, interval_chart
 from .task_run import Comparison, Side
@@ -246,7 +247,7 @@ def table(found: Comparison) -> Table:
     result = Table(title=escape(title(found)), box=box.SIMPLE_HEAD, title_justify="left")
     result.add_column("")
     for summary in summaries:
-        result.add_column(escape(summary.name), justify="right", overflow="fold")
+        result.add_column(escape(plain(summary.name)), justify="right", overflow="fold")
     for label, cells in rows(summaries, _priced(found)):
         result.add_row(label, *cells)
     return result
@@ -264,7 +265,7 @@ def title(found: Comparison) -> str:
         how.append("choices by log-likelihood" if found.method.likelihood else "choices read from generated answers")
     if ShortAnswer in kinds or (MultipleChoice in kinds and not found.method.likelihood):
         how.append(f"{'chat' if found.method.chat else 'plain text'}, at most {found.method.max_new_tokens} new tokens")
-    return ", ".join([f"{found.task.name}: {len(found.task.items)} items", *how])
+    return ", ".join([f"{plain(found.task.name)}: {len(found.task.items)} items", *how])
 
 
 def lines(found: Comparison) -> list[str]:
@@ -276,7 +277,8 @@ def lines(found: Comparison) -> list[str]:
     about = [f"{key}: {value}" for key, value in found.task.about.items() if key != "canary"]
     if any(side.cost is not None and side.cost.joules_per_answer is None for side in summarise(found)[:1]):
         said.append("Joules need Linux powercap counters (RAPL) that this user may read; there were none.")
-    return [*said, *found.notes, "Intervals are 95 %; tokens/s count what is read and what is written.", *about]
+    said += [*found.notes, "Intervals are 95 %; tokens/s count what is read and what is written.", *about]
+    return [plain(line) for line in said]  # a task and an endpoint were written by others
 
 
 def _paired_text(name: str, result: Paired | Interval, sides: Sequence[Side]) -> str:

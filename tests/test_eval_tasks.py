@@ -25,7 +25,8 @@ def file(tmp_path):
     items = [{"question": f"Question {index}?", "choices": ["one", "two", "three"], "answer": 0} for index in range(4)]
     items += [{"question": f"Where {index}?", "answers": ["Paris"]} for index in range(2)]
     path = tmp_path / "mine.jsonl"
-    path.write_text("".join(json.dumps(item) + "\n" for item in [*items, {"text": "It is a truth."}]))
+    about = {"about": {"licence": "mine\x1b[2J"}}
+    path.write_text("".join(json.dumps(item) + "\n" for item in [about, *items, {"text": "It is a truth."}]))
     return path
 
 
@@ -83,6 +84,7 @@ def test_a_bundle_alone(tiny_bundle, file, tmp_path, capsys):
     assert "mine: 3 items" in shown
     assert "Chance alone would get 33.3 % of the choices right." in shown
     assert "McNemar" not in shown
+    assert "licence: mine\ufffd[2J" in shown
     assert evaluate(tiny_bundle, file, tmp_path, "--json") == 0
     report = json.loads(capsys.readouterr().out)
     assert report["paired"] == {}
