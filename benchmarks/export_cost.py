@@ -21,14 +21,15 @@ from pocketlm.export.canonical import quantize_checkpoint
 from pocketlm.export.config import parse_config
 from pocketlm.export.open_checkpoint import open_checkpoint
 from pocketlm.quantize.recipe import load_recipe
-from pocketlm.quantize.store import CanonicalFile, save_canonical
+from pocketlm.quantize.store import CanonicalFile, save_pieces
 from pocketlm.runtimes.target import Details
 from pocketlm.runtimes.targets import get_target
 model, recipe, target, folder = sys.argv[1:]
 folder = Path(folder)
 checkpoint = open_checkpoint(model)
-tensors = quantize_checkpoint(checkpoint, list(checkpoint.names()), load_recipe(recipe), lambda error: None)
-save_canonical(folder / "canonical.safetensors", tensors)
+names = list(checkpoint.names())
+tensors = quantize_checkpoint(checkpoint, names, load_recipe(recipe), lambda error: None)
+save_pieces(folder / "canonical.safetensors", names, tensors)
 quantized = time.perf_counter()
 config, weights = parse_config(checkpoint.config), CanonicalFile(folder / "canonical.safetensors")
 get_target(target).write(folder, config, weights, 2048, Details())

@@ -55,10 +55,11 @@ class Delta:
         out, columns = self.b.shape[0], self.a.shape[1]
         return (columns, out) if self.turned else (out, columns)
 
-    def add_to(self, weight: NDArray[np.float32]) -> None:
-        """Add it in place."""
-        product = np.float32(self.scale) * (self.b @ self.a)
-        weight += product.T if self.turned else product
+    def add_to(self, weight: NDArray[np.float32], start: int) -> None:
+        """Add it in place to rows of the base's matrix as it is stored, from row ``start`` on."""
+        rows = slice(start, start + len(weight))
+        product = (self.b @ self.a[:, rows]).T if self.turned else self.b[rows] @ self.a
+        weight += np.float32(self.scale) * product
 
 
 class AdaptedCheckpoint:
@@ -103,11 +104,11 @@ class AdaptedCheckpoint:
         """See Checkpoint."""
         return "F32" if name in self._deltas else self._checkpoint.kind(name)
 
-    def read(self, name: str) -> NDArray[np.float32]:
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
         """See Checkpoint."""
-        weight = self._checkpoint.read(name)
+        weight = self._checkpoint.read(name, start, stop)
         for delta in self._deltas.get(name, ()):
-            delta.add_to(weight)
+            delta.add_to(weight, start)
         return weight
 
     def stored_codes(self, name: str) -> QuantizedTensor | None:

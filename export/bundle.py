@@ -176,9 +176,10 @@ def changed_files(folder: Path, manifest: Manifest, largest: int | None = None) 
 
 
 @contextmanager
-def staging(final: Path, overwrite: bool) -> Iterator[Path]:
+def staging(final: Path, overwrite: bool, kept: str) -> Iterator[Path]:
     """A temporary sibling of ``final`` to write into; it is renamed at the end, and removed if anything fails.
 
+    What a process that was killed left behind is removed too, but for its folder ``kept``, which is taken over.
     A link is followed: its target is what is replaced. Folders above that had to be made go again if anything fails.
     Raises InputError if ``final`` exists and may not be replaced, or the disk refuses.
     """
@@ -187,9 +188,9 @@ def staging(final: Path, overwrite: bool) -> Iterator[Path]:
         _check_free(final, overwrite)
         made = [parent for parent in final.parents if not parent.exists()]
         final.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(final)
         prefix = f".{final.name}.{os.getpid()}."
         folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=_PARTIAL, dir=final.parent))
+        _take_over_abandoned(final, folder, kept)
     except (FileExistsError, NotADirectoryError) as error:
         raise InputError(f"{final}: a file stands where a folder is needed; name another folder with -o") from error
     except OSError as error:
@@ -215,11 +216,15 @@ def _check_free(final: Path, overwrite: bool) -> None:
         raise InputError(f"{final} exists and is not a bundle; it will not be replaced, name another folder with -o")
 
 
-def _remove_abandoned(final: Path) -> None:
-    """Remove what an export to the same place left when it was killed: its process is no more."""
+def _take_over_abandoned(final: Path, own: Path, kept: str) -> None:
+    """Remove what exports to the same place left when they were killed, whose processes are no more; take the
+    subfolder ``kept`` of one of them.
+    """
     for folder in final.parent.glob(f".{glob.escape(final.name)}.*{_PARTIAL}"):
         owner = folder.name.removeprefix(f".{final.name}.").partition(".")[0]
         if owner.isdigit() and not _is_running(int(owner)):
+            with suppress(OSError):  # it has none, or we have one
+                (folder / kept).rename(own / kept)
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -66,7 +66,7 @@ class CalibrationStore:
     def save(self, names: Sequence[str], tensors: Mapping[str, CanonicalTensor], errors: Mapping[str, float]) -> None:
         """Keep the finished tensors of one group."""
         path = self._folder / f"{hashlib.sha256(' '.join(names).encode()).hexdigest()[:16]}.safetensors"
-        save_canonical(path, tensors.items(), {"errors": json.dumps(errors)})
+        save_canonical(path, tensors, {"errors": json.dumps(errors)})
         self._remember(path)
 
     def __contains__(self, name: object) -> bool:

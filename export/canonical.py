@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 
 import numpy as np
 
 from ..errors import InputError
 from ..quantize.recipe import Format, Recipe
-from ..quantize.rtn import relative_error, round_to_nearest
+from ..quantize.rtn import round_to_nearest, squared_error
 from ..quantize.store import CanonicalTensor
 from ..quantize.tensor import QuantizedTensor
 from .calibration_store import CalibrationStore
 from .checkpoint import Checkpoint
+from .gguf_codes import STORED_KINDS
+
+PIECE_VALUES = 1 << 21  # of float32: 8 MB are little beside the libraries, and much beside the cost of a call
 
 
 @dataclass(frozen=True)
@@ -36,36 +41,82 @@ def is_linear(name: str, shape: tuple[int, ...]) -> bool:
 
 def quantize_checkpoint(
     checkpoint: Checkpoint,
-    names: list[str],
+    names: Sequence[str],
     recipe: Recipe,
     report: Callable[[TensorError], None],
     calibrated: CalibrationStore | None = None,
     threads: int = 2,
 ) -> Iterator[tuple[str, CanonicalTensor]]:
-    """The canonical form of the named tensors, in that order; ``report`` hears of each one's error.
+    """The canonical form of the named tensors, in that order: rows of a large one come in several pieces.
 
-    What ``calibrated`` holds is taken from there; what a file holds as the recipe wants it stays as it is, if integers
-    are not chosen for a calibration text. Tensors are quantised ``threads`` at a time (numpy lets go of the
-    interpreter), so that about that many are in memory. Raises InputError naming the tensor if its format does not fit.
+    ``report`` hears of each tensor's error before its last piece comes. What ``calibrated`` holds is taken from there;
+    what a file holds as the recipe wants it stays as it is, if integers are not chosen for a calibration text. Pieces
+    are quantised ``threads`` at a time (numpy lets go of the interpreter), and a few more wait to be taken: that is all
+    that is in memory. Raises InputError naming the tensor if its format does not fit.
     """
     check_formats(checkpoint, names, recipe)
-
-    def work(name: str) -> tuple[CanonicalTensor, TensorError]:
-        if calibrated is not None and name in calibrated:
-            return calibrated[name], TensorError(name, recipe.format_of(name), calibrated.errors.get(name, 0.0))
-        stored = checkpoint.stored_codes(name) if recipe.method == "rtn" else None
-        if stored is not None and _is_in(recipe.format_of(name), stored):
-            return stored, TensorError(name, recipe.format_of(name), 0.0)
-        return quantize_tensor(name, checkpoint.read(name), recipe)
-
     with ThreadPoolExecutor(threads) as pool:
-        waiting = [pool.submit(work, name) for name in names[:threads]]
-        for index, name in enumerate(names):
-            tensor, error = waiting.pop(0).result()
-            if index + threads < len(names):
-                waiting.append(pool.submit(work, names[index + threads]))
-            report(error)
-            yield name, tensor
+        waiting: deque[tuple[str, bool, Future[_Piece]]] = deque()
+        difference = norm = 0.0
+
+        def take() -> tuple[str, CanonicalTensor]:
+            nonlocal difference, norm
+            name, last, future = waiting.popleft()
+            piece = future.result()
+            difference, norm = difference + piece.difference, norm + piece.norm
+            if last:
+                report(TensorError(name, recipe.format_of(name), (difference / norm) ** 0.5 if norm else 0.0))
+                difference = norm = 0.0
+            return name, piece.tensor
+
+        for name in names:
+            jobs = _jobs(checkpoint, name, recipe, calibrated)
+            for index, job in enumerate(jobs, 1):
+                waiting.append((name, index == len(jobs), pool.submit(job)))
+                if len(waiting) > threads + 1:
+                    yield take()
+        while waiting:
+            yield take()
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Rows of a canonical tensor; |w - dequantised|**2 and |w|**2 over them."""
+
+    tensor: CanonicalTensor
+    difference: float
+    norm: float
+
+
+def _jobs(
+    checkpoint: Checkpoint, name: str, recipe: Recipe, calibrated: CalibrationStore | None
+) -> list[Callable[[], _Piece]]:
+    """What makes the pieces of a tensor."""
+    if calibrated is not None and name in calibrated:
+        return [lambda: _Piece(calibrated[name], calibrated.errors.get(name, 0.0) ** 2, 1.0)]
+    form = _format(checkpoint, name, recipe)
+    if recipe.method == "rtn" and checkpoint.kind(name) in STORED_KINDS:
+        return [partial(_stored_or_quantized, checkpoint, name, form)]
+    return [partial(_read_and_quantize, checkpoint, name, form, rows) for rows in piece_rows(checkpoint.shape(name))]
+
+
+def piece_rows(shape: tuple[int, ...]) -> list[range]:
+    """The rows of a tensor's pieces: few enough for a piece to be small, and all of what is no matrix."""
+    if len(shape) != 2:
+        return [range(shape[0] if shape else 1)]
+    step = max(1, PIECE_VALUES // shape[1])
+    return [range(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
+
+
+def _read_and_quantize(checkpoint: Checkpoint, name: str, form: Format, rows: range) -> _Piece:
+    return _quantize(name, checkpoint.read(name, rows.start, rows.stop), form)
+
+
+def _stored_or_quantized(checkpoint: Checkpoint, name: str, form: Format) -> _Piece:
+    stored = checkpoint.stored_codes(name)
+    if stored is not None and _is_in(form, stored):
+        return _Piece(stored, 0.0, 1.0)
+    return _quantize(name, checkpoint.read(name), form)
 
 
 def matrix_formats(checkpoint: Checkpoint, names: list[str], recipe: Recipe) -> dict[str, Format]:
@@ -88,7 +139,7 @@ def check_patterns(checkpoint: Checkpoint, names: list[str], recipe: Recipe) -> 
             )
 
 
-def check_formats(checkpoint: Checkpoint, names: list[str], recipe: Recipe) -> None:
+def check_formats(checkpoint: Checkpoint, names: Sequence[str], recipe: Recipe) -> None:
     """Raise InputError if a group does not divide a layer, before any work is done."""
     for name in names:
         shape = checkpoint.shape(name)
@@ -101,15 +152,34 @@ def check_formats(checkpoint: Checkpoint, names: list[str], recipe: Recipe) -> N
 
 def quantize_tensor(name: str, weight: np.ndarray, recipe: Recipe) -> tuple[CanonicalTensor, TensorError]:
     """One tensor's canonical form and what it lost."""
-    chosen = recipe.format_of(name) if is_linear(name, weight.shape) else Format(_small_kind(recipe))
-    if chosen.bits is not None:
+    form = recipe.format_of(name) if is_linear(name, weight.shape) else Format(_small_kind(recipe))
+    if form.kind == "fp16" and not _fits_half(weight):
+        form = Format("fp32")
+    piece = _quantize(name, weight, form)
+    error = (piece.difference / piece.norm) ** 0.5 if piece.norm else 0.0
+    return piece.tensor, TensorError(name, recipe.format_of(name), error)
+
+
+def _quantize(name: str, weight: np.ndarray, form: Format) -> _Piece:
+    if form.bits is not None:
         try:
-            quantized = round_to_nearest(weight, chosen.bits, chosen.group)
+            quantized = round_to_nearest(weight, form.bits, form.group)
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
-        return quantized, TensorError(name, chosen, relative_error(weight, quantized))
-    dense: CanonicalTensor = weight if chosen.kind == "fp32" else _to_half(weight)
-    return dense, TensorError(name, chosen, _dense_error(weight, dense))
+        return _Piece(quantized, *squared_error(weight, quantized))
+    dense = weight if form.kind == "fp32" else weight.astype(np.float16)
+    lost = dense.astype(np.float32) - weight
+    return _Piece(dense, float(np.vdot(lost, lost)), float(np.vdot(weight, weight)))
+
+
+def _format(checkpoint: Checkpoint, name: str, recipe: Recipe) -> Format:
+    """The format that a tensor gets; one with values that fp16 cannot hold stays float32."""
+    shape = checkpoint.shape(name)
+    form = recipe.format_of(name) if is_linear(name, shape) else Format(_small_kind(recipe))
+    if form.kind != "fp16" or checkpoint.kind(name) == "F16":
+        return form
+    pieces = (checkpoint.read(name, rows.start, rows.stop) for rows in piece_rows(shape))
+    return form if all(map(_fits_half, pieces)) else Format("fp32")
 
 
 def _small_kind(recipe: Recipe) -> str:
@@ -117,14 +187,6 @@ def _small_kind(recipe: Recipe) -> str:
     return "fp32" if recipe.linear.kind == "fp32" else "fp16"
 
 
-def _to_half(weight: np.ndarray) -> np.ndarray:
-    """On the fp16 grid; a tensor with values that fp16 cannot hold stays float32."""
-    with np.errstate(over="ignore"):
-        half = weight.astype(np.float16)
-    return half if np.isfinite(half).all() else weight
-
-
-def _dense_error(weight: np.ndarray, stored: CanonicalTensor) -> float:
-    assert not isinstance(stored, QuantizedTensor)
-    norm = float(np.linalg.norm(weight))
-    return float(np.linalg.norm(stored.astype(np.float32) - weight)) / norm if norm else 0.0
+def _fits_half(weight: np.ndarray) -> bool:
+    """Whether fp16 can hold all values: below 65520 they are rounded to one that it has."""
+    return not weight.size or bool(max(weight.max(), -weight.min()) < 65520)

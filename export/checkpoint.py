@@ -47,8 +47,8 @@ class Checkpoint(Protocol):
         """How the file stores a tensor: F32, F16, BF16, Q4_0, ..."""
         ...
 
-    def read(self, name: str) -> NDArray[np.float32]:
-        """One tensor as a new float32 array.
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
+        """Rows [start, stop) of one tensor, or all of it, as a new float32 array.
 
         Raises InputError if the file ends early or a value is not finite.
         """

@@ -9,15 +9,19 @@ from coremltools.converters.mil.mil import Builder as mb  # noqa: N813 (its own 
 from coremltools.converters.mil.mil.types import np_int4_dtype
 from numpy.typing import NDArray
 
-from ..quantize.store import Weights
+from ..quantize.store import CanonicalTensor, Dense, Weights, pack_int4
 from ..quantize.tensor import QuantizedTensor
 from . import apple
 from .config import ModelConfig
+from .coreml_weights import Content, is_large, is_stand_in, stand_in
 from .rope import Rope, rotary_tables
 
 
 class Constants:
-    """The canonical tensors as arrays that MIL constants are made of, kept so that all functions share them."""
+    """The canonical tensors as arrays that MIL constants are made of, kept so that all functions share them.
+
+    Large ones are stand-ins; ``contents`` has what they stand for.
+    """
 
     def __init__(self, weights: Weights, config: ModelConfig, slots: int) -> None:
         self.weights = weights
@@ -27,6 +31,7 @@ class Constants:
         self._tables: dict[str, NDArray[np.float32]] = {}  # (slots, head_dim / 2)
         self.blockwise = False  # whether any weight has several scales in a row
         self._arrays: dict[str, tuple[NDArray[Any], ...]] = {}
+        self.contents: dict[tuple[str, str], Content] = {}
 
     @property
     def dtype(self) -> type:
@@ -47,12 +52,23 @@ class Constants:
         return self._arrays[name]
 
     def _load(self, name: str) -> tuple[NDArray[Any], ...]:
-        tensor = self.weights[name]
+        tensor, value = self.weights[name], apple.identifier(name)
         if not isinstance(tensor, QuantizedTensor):
-            return (np.ascontiguousarray(tensor),)
+            return (self._array(tensor, (value, "val"), lambda: [_dense(self.weights[name])]),)
         self.blockwise |= tensor.scales.shape[1] > 1
-        codes = np.ascontiguousarray(tensor.codes)
-        return (codes.view(np_int4_dtype) if tensor.bits == 4 else codes, tensor.scales.astype(self.dtype))
+        codes = tensor.codes.view(np_int4_dtype) if tensor.bits == 4 else tensor.codes
+        scales: NDArray[Any] = tensor.scales.astype(self.dtype)
+        return (
+            self._array(codes, (value, "data"), lambda: map(_packed, _quantized(self.weights[name]).pieces())),
+            self._array(scales, (value, "scale"), lambda: [_quantized(self.weights[name]).scales.astype(self.dtype)]),
+        )
+
+    def _array(self, array: NDArray[Any], place: tuple[str, str], content: Content) -> NDArray[Any]:
+        """The array itself if it is small, else a stand-in, with ``content`` to be written in its place."""
+        if not is_large(array.nbytes):
+            return np.ascontiguousarray(array)
+        self.contents[place] = content
+        return stand_in(array.shape, array.dtype)
 
     def variable(self, name: str) -> Any:
         """The tensor in the current function; compressed if it is quantised."""
@@ -68,5 +84,21 @@ class Constants:
     def shared(name: str, array: NDArray[Any]) -> Any:
         """A constant that is stored once, however many functions use it."""
         variable = mb.const(val=array, name=apple.identifier(name))
-        variable.op.weight_id = name
+        kind = f"{array.dtype} {array.dtype.metadata} {array.shape}"  # int4 is int8 with metadata
+        variable.op.weight_id = kind if is_stand_in(array) else name
         return variable
+
+
+def _packed(piece: QuantizedTensor) -> NDArray[Any]:
+    """Codes as the file has them: two to a byte in two's complement, the even column in the low nibble."""
+    return pack_int4(piece.codes) ^ np.uint8(0x88) if piece.bits == 4 else piece.codes
+
+
+def _dense(tensor: CanonicalTensor) -> Dense:
+    assert not isinstance(tensor, QuantizedTensor)
+    return tensor
+
+
+def _quantized(tensor: CanonicalTensor) -> QuantizedTensor:
+    assert isinstance(tensor, QuantizedTensor)
+    return tensor

@@ -13,6 +13,7 @@ from ..quantize.tensor import CODE_RANGE, SMALLEST_SCALE, QuantizedTensor, to_sc
 
 _BLOCK = 32
 _BLOCK_BYTES = {"Q4_0": 18, "Q8_0": 34}
+STORED_KINDS = tuple(_BLOCK_BYTES)
 
 
 def stored_codes(raw: NDArray[np.uint8], kind: str, shape: tuple[int, ...]) -> QuantizedTensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -56,7 +57,7 @@ class GgufReader:
         self._tensors = _renamed(header)
         shapes = {name: info.shape for name, info in self._tensors.items()}
         stored = header.tensors.get(_ROPE_FACTORS)
-        factors = None if stored is None else self._dequantize(_ROPE_FACTORS, stored)
+        factors = None if stored is None else self._dequantize(_ROPE_FACTORS, stored, range(stored.shape[0]))
         try:
             self._config = rebuild_config(header.fields, shapes, factors)
         except InputError as error:
@@ -100,15 +101,18 @@ class GgufReader:
         """How the file stores a tensor: F32, F16, BF16, Q4_0, ..."""
         return self._tensors[name].kind
 
-    def read(self, name: str) -> NDArray[np.float32]:
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
         """See Checkpoint."""
-        values = self._dequantize(name, self._tensors[name])
-        heads = self._heads_of(name)
+        info, heads = self._tensors[name], self._heads_of(name)
+        rows = range(info.shape[0])[start:stop]
         if heads is None:
-            return values
-        if len(values) % (2 * heads):
-            raise InputError(f"{self._path}: {name} has {len(values)} rows, which {heads} heads cannot share")
-        return _unpermute(values, heads)
+            return self._dequantize(name, info, rows)
+        if info.shape[0] % (2 * heads):
+            raise InputError(f"{self._path}: {name} has {info.shape[0]} rows, which {heads} heads cannot share")
+        width = info.shape[0] // heads  # rows change places within a head: read whole heads
+        first, behind = rows.start // width, -(-rows.stop // width)
+        values = self._dequantize(name, info, range(first * width, behind * width))
+        return _unpermute(values, behind - first)[rows.start - first * width : rows.stop - first * width]
 
     def stored_codes(self, name: str) -> QuantizedTensor | None:
         """See Checkpoint."""
@@ -144,20 +148,24 @@ class GgufReader:
         except InputError as error:
             raise InputError(f"{self._path}: {error}") from error
 
-    def _dequantize(self, name: str, info: TensorInfo) -> NDArray[np.float32]:
+    def _dequantize(self, name: str, info: TensorInfo, rows: range) -> NDArray[np.float32]:
+        """Rows of a matrix, or values of a vector, whose blocks reach over all of it."""
         from gguf.constants import GGMLQuantizationType
         from gguf.quants import dequantize
 
-        columns = info.shape[-1]
-        values = np.empty((int(np.prod(info.shape[:-1])), columns), np.float32)  # (rows, columns)
-        raw = self._raw(info).reshape(len(values), -1)
+        if len(info.shape) == 1:
+            whole: NDArray[np.float32] = dequantize(self._raw(info), GGMLQuantizationType[info.kind])
+            return require_finite(whole.astype(np.float32)[rows.start : rows.stop], self._path, name)
+        columns = math.prod(info.shape[1:])
+        values = np.empty((len(rows), columns), np.float32)
+        raw = self._raw(info).reshape(info.shape[0], -1)[rows.start : rows.stop]
         step = max(1, _VALUES_AT_A_TIME // columns)
         with np.errstate(all="ignore"):  # what overflows here is not finite, and refused below
             for start in range(0, len(values), step):
-                rows = raw[start : start + step]
-                values[start : start + step] = dequantize(rows, GGMLQuantizationType[info.kind])
-        release(self._data, info.offset, info.size_bytes)
-        return require_finite(values.reshape(info.shape), self._path, name)
+                part = raw[start : start + step]
+                values[start : start + step] = dequantize(part, GGMLQuantizationType[info.kind])
+        release(self._data, info.offset + rows.start * raw.strides[0], raw.nbytes)
+        return require_finite(values.reshape(len(rows), *info.shape[1:]), self._path, name)
 
 
 def _map(path: Path) -> mmap.mmap:

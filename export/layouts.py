@@ -7,7 +7,7 @@ rotations of a part of a head.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,11 +43,19 @@ def rename(name: str, layout: Layout) -> str | None:
 
 @dataclass(frozen=True)
 class Piece:
-    """How a tensor is made of a stored one: its shape, and what is done to the stored values."""
+    """How a tensor is made of a stored one.
+
+    shape   of what is made
+    turned  the stored matrix is (in, out)
+    rows    which rows of what is stored, turned first; None is all of them as they are
+    offset  added to the values
+    """
 
     source: str
     shape: tuple[int, ...]
-    take: Callable[[Array], Array]
+    turned: bool = False
+    rows: NDArray[np.int64] | None = None
+    offset: float = 0.0
 
 
 class NormalisedCheckpoint:
@@ -92,12 +100,21 @@ class NormalisedCheckpoint:
         """How the file stores a tensor."""
         return self._checkpoint.kind(self._pieces[name].source)
 
-    def read(self, name: str) -> Array:
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
         """See Checkpoint."""
         piece = self._pieces[name]
-        values = np.ascontiguousarray(piece.take(self._checkpoint.read(piece.source)))
-        assert values.shape == piece.shape, (name, values.shape, piece.shape)
-        return values
+        wanted = (np.arange(piece.shape[0]) if piece.rows is None else piece.rows)[start:stop]
+        first, behind = (int(wanted.min()), int(wanted.max()) + 1) if len(wanted) else (0, 0)
+        if piece.turned:  # its rows are columns of the file
+            values = self._checkpoint.read(piece.source).T[wanted]
+        else:
+            values = self._checkpoint.read(piece.source, first, behind)
+            if not np.array_equal(wanted, np.arange(first, behind)):
+                values = values[wanted - first]
+        if piece.offset:
+            values += np.float32(piece.offset)
+        assert values.shape == (len(wanted), *piece.shape[1:]), (name, values.shape, piece.shape)
+        return np.ascontiguousarray(values)
 
     def stored_codes(self, name: str) -> QuantizedTensor | None:
         """See Checkpoint."""
@@ -120,14 +137,12 @@ def normalise(checkpoint: Checkpoint, config: ModelConfig) -> Checkpoint:
 def _pieces(name: str, shape: tuple[int, ...], config: ModelConfig, layout: Layout) -> dict[str, Piece]:
     """What a stored tensor becomes."""
     if name.endswith("norm.weight"):
-        offset = np.float32(layout.norm_offset)
-        return {name: Piece(name, shape, lambda values: values + offset)}
+        return {name: Piece(name, shape, offset=layout.norm_offset)}
     found = _LAYER.fullmatch(name)
     if found is None or name in (EMBEDDING, POSITIONS) or int(found[1]) >= len(config.layers):
-        return {name: Piece(name, shape, _as_it_is)}
+        return {name: Piece(name, shape)}
     turned = layout.transposed and len(shape) == 2
     rows = shape[1] if turned else shape[0]
-    first = _transposed if turned else _as_it_is
     columns = (shape[0],) if turned else shape[1:]
     layer, stem, ending = config.layers[int(found[1])], found[2], found[3]
     prefix = f"model.layers.{found[1]}."
@@ -147,14 +162,12 @@ def _pieces(name: str, shape: tuple[int, ...], config: ModelConfig, layout: Layo
     for part, chosen in parts.items():
         if part in ("self_attn.q_proj", "self_attn.k_proj") and len(chosen) % layer.attention.head_dim == 0:
             chosen = chosen[_rotation_order(layer.attention, len(chosen))]
-        made[f"{prefix}{part}.{ending}"] = Piece(name, (len(chosen), *columns), _rows(first, chosen, rows))
+        made[f"{prefix}{part}.{ending}"] = Piece(name, (len(chosen), *columns), turned, _unless_all(chosen, rows))
     return made
 
 
-def _rows(first: Callable[[Array], Array], chosen: NDArray[np.int64], rows: int) -> Callable[[Array], Array]:
-    if np.array_equal(chosen, np.arange(rows)):
-        return first
-    return lambda values: first(values)[chosen]
+def _unless_all(chosen: NDArray[np.int64], rows: int) -> NDArray[np.int64] | None:
+    return None if np.array_equal(chosen, np.arange(rows)) else chosen
 
 
 def _qkv_rows(attention: Attention, layout: Layout) -> dict[str, NDArray[np.int64]]:
@@ -183,11 +196,3 @@ def _rotation_order(attention: Attention, rows: int) -> NDArray[np.int64]:
     middle = len(resting) // 2
     head = np.concatenate([np.arange(half), resting[:middle], np.arange(half, 2 * half), resting[middle:]])
     return order.reshape(-1, width)[:, head].reshape(-1)
-
-
-def _as_it_is(values: Array) -> Array:
-    return values
-
-
-def _transposed(values: Array) -> Array:
-    return values.T

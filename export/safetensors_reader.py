@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -37,6 +38,14 @@ class _Stored:
     dtype: str
     shape: tuple[int, ...]
     start: int
+
+    def rows(self, start: int, stop: int | None) -> _Stored:
+        """Where rows [start, stop) lie; those behind the last one are left out."""
+        if start == 0 and (stop is None or stop >= self.shape[0]):
+            return self
+        rows = range(self.shape[0])[start:stop]
+        row_bytes = math.prod(self.shape[1:]) * np.dtype(_DTYPES[self.dtype]).itemsize
+        return replace(self, shape=(len(rows), *self.shape[1:]), start=self.start + rows.start * row_bytes)
 
 
 class SafetensorsReader:
@@ -99,9 +108,9 @@ class SafetensorsReader:
         """How the file stores a tensor: F32, F16 or BF16."""
         return self._tensors[name].dtype
 
-    def read(self, name: str) -> NDArray[np.float32]:
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
         """See Checkpoint."""
-        stored = self._tensors[name]
+        stored = self._tensors[name].rows(start, stop)
         raw = self._raw(stored)
         values = _to_float32(raw, stored.dtype).reshape(stored.shape)
         release(self._maps[stored.shard], stored.start, raw.nbytes)

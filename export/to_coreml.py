@@ -24,6 +24,7 @@ from . import apple
 from .config import ModelConfig
 from .coreml_constants import Constants
 from .coreml_ops import CoreMLOps
+from .coreml_weights import fill_in
 from .decoder import decoder
 
 PACKAGE = "model.mlpackage"
@@ -64,6 +65,7 @@ def write_coreml(
         model.user_defined_metadata[key] = value
     model.license, model.short_description = licence, description
     model.save(str(folder / PACKAGE))
+    fill_in(folder / PACKAGE, [function.name for function in functions], constants.contents)
 
 
 def write_program(

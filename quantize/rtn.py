@@ -13,7 +13,7 @@ from .tensor import CODE_RANGE, LARGEST_SCALE, QuantizedTensor, to_scale_grid
 # Candidate scales as multiples of max|w| / 7.5. Clipping a few outliers often costs less than a coarser grid; below
 # .62 no group of the models measured found its best.
 _SHRINKAGE = np.linspace(0.62, 1.08, 16, dtype=np.float32)
-_CHUNK_VALUES = 1 << 17  # of float32: a working set that stays in the second-level cache
+_CHUNK_VALUES = 1 << 16  # of float32: a working set (three arrays) that stays in the second-level cache
 
 
 def round_to_nearest(weight: NDArray[np.float32], bits: int, group: int | None) -> QuantizedTensor:
@@ -79,26 +79,33 @@ def _widest_scales(grouped: NDArray[np.float32], bits: int) -> NDArray[np.float3
 def _best_scales(
     grouped: NDArray[np.float32], bits: int, importance: NDArray[np.float32] | None
 ) -> NDArray[np.float32]:
-    """The candidate with the least squared error, from |w - sq|^2 = |w|^2 - 2 s w.q + s^2 q.q, each column weighed."""
+    """The candidate with the least squared error, each column weighed; the first of equals.
+
+    All is computed with a group's columns along the first axis: numpy then works on rows of thousands of groups.
+    """
     low, high = CODE_RANGE[bits]
-    widest = np.abs(grouped).max(-1) / np.float32(high + 0.5)  # (out, groups)
+    out, groups, size = grouped.shape
+    columns = np.ascontiguousarray(grouped.reshape(-1, size).T)  # (group, out * groups)
+    widest = np.maximum(columns.max(0), -columns.min(0)) / np.float32(high + 0.5)  # (out * groups,)
     _check_range(widest)
-    best = to_scale_grid(widest)
-    least = np.full(widest.shape, np.inf, np.float32)
-    scaled = np.empty_like(grouped)
-    weighed = grouped if importance is None else grouped * importance
-    for shrinkage in _SHRINKAGE:
-        scales = to_scale_grid(widest * shrinkage)
-        np.multiply(grouped, (np.float32(1) / scales)[:, :, None], out=scaled)
-        np.rint(scaled, out=scaled)
-        np.clip(scaled, low, high, out=scaled)
-        along = np.einsum("ogi,ogi->og", weighed, scaled)
-        norm = np.einsum("ogi,ogi->og", scaled, scaled if importance is None else scaled * importance)
-        error = scales * (scales * norm - 2 * along)
-        better = error < least
-        least[better] = error[better]
-        best[better] = scales[better]
-    return best
+    candidates = to_scale_grid(_SHRINKAGE[:, None] * widest)  # (candidates, out * groups)
+    inverses = np.float32(1) / candidates
+    known = None if importance is None else np.ascontiguousarray(np.tile(importance, (out, 1)).T)  # (group, ...)
+    errors = np.empty_like(candidates)
+    scaled, rounded = np.empty_like(columns), np.empty_like(columns)
+    for inverse, error in zip(inverses, errors, strict=True):
+        np.multiply(columns, inverse, out=scaled)
+        np.rint(scaled, out=rounded)
+        np.clip(rounded, low, high, out=rounded)
+        scaled -= rounded
+        if known is None:
+            np.einsum("ig,ig->g", scaled, scaled, out=error)
+        else:
+            np.einsum("ig,ig,ig->g", scaled, scaled, known, out=error)
+    errors *= candidates
+    errors *= candidates  # of the weights, not of what they were divided by
+    best = np.take_along_axis(candidates, errors.argmin(0)[None], 0)
+    return best.reshape(out, groups)
 
 
 def _check_range(scales: NDArray[np.float32]) -> None:
@@ -108,10 +115,17 @@ def _check_range(scales: NDArray[np.float32]) -> None:
 
 def relative_error(weight: NDArray[np.float32], quantized: QuantizedTensor) -> float:
     """|w - dequantised| / |w| in the Frobenius norm; 0 for a tensor of zeros."""
+    difference, norm = squared_error(weight, quantized)
+    return (difference / norm) ** 0.5 if norm else 0.0
+
+
+def squared_error(weight: NDArray[np.float32], quantized: QuantizedTensor) -> tuple[float, float]:
+    """|w - dequantised|**2 and |w|**2, which add up over the rows of a tensor."""
     difference = norm = 0.0
-    for start in range(0, weight.shape[0], 256):
-        part = weight[start : start + 256]
-        delta = quantized.rows(start, start + 256).dequantize() - part
+    for rows in _row_chunks(weight):
+        part = weight[rows]
+        delta = quantized.rows(rows.start, rows.stop).dequantize()
+        delta -= part
         difference += float(np.vdot(delta, delta))
         norm += float(np.vdot(part, part))
-    return (difference / norm) ** 0.5 if norm else 0.0
+    return difference, norm

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +49,11 @@ class QuantizedTensor:
     def rows(self, start: int, stop: int) -> QuantizedTensor:
         """Output rows [start, stop), without a copy."""
         return QuantizedTensor(self.codes[start:stop], self.scales[start:stop], self.bits)
+
+    def pieces(self, values: int = 1 << 22) -> Iterator[QuantizedTensor]:
+        """All rows, in pieces of about so many values."""
+        step = max(1, values // self.shape[1])
+        return (self.rows(start, start + step) for start in range(0, self.shape[0], step))
 
 
 def to_bf16_grid(values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ..export.check import check_tensors
 from ..export.checkpoint import Checkpoint
 from ..export.config import DEFAULT_CONTEXT, ModelConfig, parse_config
 from ..export.genai_config import genai_config_bytes
+from ..export.gguf_codes import STORED_KINDS
 from ..export.hub import is_hub_id
 from ..export.open_checkpoint import open_checkpoint
 from ..quantize.recipe import Recipe, load_recipe, recipe_to_toml
@@ -29,8 +31,10 @@ from .budget import Budget, fit_recipe
 from .certificate import Certificate
 from .chat_template import control_tokens, load_chat_template
 from .chat_turns import chat_turns
-from .golden import PROMPTS, Golden, expectation, make_sequences, read_prose, write_golden
-from .judge import JUDGE_STEPS, CheckpointWeights, Judgement, judge, runtime_limit
+from .golden import PROMPTS, Golden, expectation, make_sequences, prose_sequences, read_prose, write_golden
+from .judge import JUDGE_STEPS, CheckpointWeights, Judgement, judge, judge_identity, runtime_limit
+from .memory_need import check_memory
+from .peak_memory import PeakMemory
 from .progress import Progress, silent
 from .prompts import encode_prompts, stop_tokens
 from .quantise_model import Source, open_source, write_canonical
@@ -40,7 +44,8 @@ from .thresholds import limits
 from .tokenizer import load_tokenizer
 from .tokenizer_check import check_tokenizer, executorch_notes
 
-_CANONICAL_FILE = ".canonical.safetensors"
+CERTIFY = ("full", "identity")
+_CANONICAL = Path(".canonical", "weights.safetensors")  # while an export runs, and to be taken over from a killed one
 
 
 @dataclass(frozen=True)
@@ -66,11 +71,12 @@ class _Model:
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an export made, and the tensors that lost most in it."""
+    """What an export made, the tensors that lost most in it, and the memory that its phases took."""
 
     bundle: Path
     certificate: Certificate
     worst: tuple[TensorError, ...]
+    memory: PeakMemory
 
 
 def export(
@@ -85,6 +91,8 @@ def export(
     coreml_shapes: str = "fixed",
     adapters: Sequence[str] = (),
     overwrite: bool = False,
+    max_memory: int | None = None,
+    certify: str = "full",
     progress: Progress = silent,
 ) -> ExportReport:
     """Quantise a model once, write it for each target, verify each file, and leave a bundle at ``output``.
@@ -95,6 +103,9 @@ def export(
     coreml_shapes  "fixed": functions for a chunk of the prompt and for one token, as the Neural Engine wants them;
                    "flexible": one function for any number of tokens, as swift-transformers calls it
     adapters       folders of LoRA adapters to merge first, ``DIR`` or ``DIR=WEIGHT``
+    max_memory     bytes of resident memory that the export may take, refused at once if it needs more
+    certify        "full"; or "identity": read the weights back and compare them, but run nothing, which the
+                   certificate then says
 
     Raises InputError for anything that cannot be exported, ParityError if an artifact fails its certificate. In both
     cases nothing is left at ``output`` that was not there before.
@@ -104,22 +115,40 @@ def export(
     targets = [get_target(name) for name in dict.fromkeys(to)]
     if not targets:
         raise InputError("name at least one target with --to")
-    if coreml_shapes not in FUNCTIONS:
-        raise InputError(f"coreml_shapes must be one of {', '.join(FUNCTIONS)}, it is {coreml_shapes!r}")
+    for given, allowed in ((coreml_shapes, FUNCTIONS), (certify, CERTIFY)):
+        if given not in allowed:
+            raise InputError(f"{given!r} is none of {', '.join(allowed)}")
     opened = _open(model, recipe, context, calibration, adapters, targets)
-    with staging(output, overwrite) as folder:
+    if max_memory is not None:
+        check_memory(opened.source, opened.recipe, opened.context, targets, max_memory, certify, budget is not None)
+    memory = PeakMemory()
+    with staging(output, overwrite, _CANONICAL.parent.name) as folder:
+        (folder / _CANONICAL.parent).mkdir(exist_ok=True)
         notes = _write_texts(opened, folder)
-        if budget is not None:
-            opened = _fit(opened, budget, folder, progress)
-        weights, errors = write_canonical(opened.source, opened.recipe, folder / _CANONICAL_FILE, progress)
-        fingerprints = {name: fingerprint(weights[name]) for name in weights}
-        seconds = _lower(opened, targets, folder, coreml_shapes, progress)
-        certificate = _with_times(_verify(opened, targets, folder, fingerprints, progress), seconds)
-        (folder / _CANONICAL_FILE).unlink()
+        if certify == "full":
+            with memory.phase("compare the tokenizer"):
+                notes += _check_tokenizer(folder)
+        with memory.phase("quantise"):
+            if budget is not None:
+                opened = _fit(opened, budget, folder, progress)
+            weights, errors = write_canonical(opened.source, opened.recipe, folder / _CANONICAL, progress)
+            fingerprints = _fingerprints(weights)
+        seconds = _lower(opened, targets, folder, coreml_shapes, memory, progress)
+        verify = _verify if certify == "full" else _check_identity
+        certificate = _with_times(verify(opened, targets, folder, fingerprints, memory, progress), seconds)
+        if certify == "identity":  # as late as can be, because transformers brings torch: 600 MB
+            with memory.phase("compare the tokenizer"):
+                notes += _check_tokenizer(folder)
+        shutil.rmtree(folder / _CANONICAL.parent)
         with progress("Hashing the files"):
             write_manifest(folder, _manifest(opened, folder, fingerprints, errors, certificate, notes))
     worst = sorted(errors, key=lambda error: -error.relative_error)[:5]
-    return ExportReport(output, certificate, tuple(worst))
+    return ExportReport(output, certificate, tuple(worst), memory)
+
+
+def _fingerprints(weights: CanonicalFile) -> dict[str, dict[str, str]]:
+    with ThreadPoolExecutor(2) as pool:  # hashing lets go of the interpreter
+        return dict(zip(weights, pool.map(lambda name: fingerprint(weights[name]), weights), strict=True))
 
 
 def _open(
@@ -174,29 +203,37 @@ def _write_texts(model: _Model, folder: Path) -> tuple[str, ...]:
     """Tokenizer, template, and the template taken apart for apps without Jinja; what could not be done, and why."""
     for name, content in model.files.items():
         (folder / name).write_bytes(content)
-    tokenizer = load_tokenizer(folder)
     if "chat_template.jinja" not in model.files:
-        return (*check_tokenizer(folder, tokenizer, None), "no chat_turns.json: the model has no chat template")
+        return ("no chat_turns.json: the model has no chat template",)
     template = load_chat_template(folder)
-    notes = check_tokenizer(folder, tokenizer, template)
     turns, reason = chat_turns(template.render)
     if turns is None:
-        return (*notes, f"no chat_turns.json: {reason}")
-    turns["control"] = list(control_tokens(tokenizer, template))
+        return (f"no chat_turns.json: {reason}",)
+    turns["control"] = list(control_tokens(load_tokenizer(folder), template))
     (folder / "chat_turns.json").write_text(json.dumps(turns, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return notes
+    return ()
+
+
+def _check_tokenizer(folder: Path) -> tuple[str, ...]:
+    template = load_chat_template(folder) if (folder / "chat_template.jinja").is_file() else None
+    return check_tokenizer(folder, load_tokenizer(folder), template)
 
 
 def _lower(
-    model: _Model, targets: Sequence[Target], folder: Path, coreml_shapes: str, progress: Progress
+    model: _Model,
+    targets: Sequence[Target],
+    folder: Path,
+    coreml_shapes: str,
+    memory: PeakMemory,
+    progress: Progress,
 ) -> dict[str, float]:
     """Write every target's artifact; the seconds that each took."""
-    weights = CanonicalFile(folder / _CANONICAL_FILE)
+    weights = CanonicalFile(folder / _CANONICAL)
     details = _details(model, coreml_shapes)
     seconds = {}
     for target in targets:
         started = time.perf_counter()
-        with progress(f"Writing {target.name}"):
+        with progress(f"Writing {target.name}"), memory.phase(f"write {target.name}"):
             (folder / target.name).mkdir()
             target.write(folder / target.name, model.config, weights, model.context, details)
         seconds[target.name] = round(time.perf_counter() - started, 2)
@@ -245,6 +282,7 @@ def _verify(
     targets: Sequence[Target],
     folder: Path,
     fingerprints: Mapping[str, Mapping[str, str]],
+    memory: PeakMemory,
     progress: Progress,
 ) -> Certificate:
     """Judge every artifact, and write golden.json; raises ParityError if one fails."""
@@ -252,19 +290,19 @@ def _verify(
 
     tokenizer = load_tokenizer(folder)
     encoded, prose = encode_prompts(folder, tokenizer), tokenizer.encode(read_prose(), special=False)
-    with progress("Answering the golden prompts"):
+    with progress("Answering the golden prompts"), memory.phase(f"verify {targets[0].name}"):
         session = targets[0].open_session(folder / targets[0].name, 2)
         evaluation = make_sequences(encoded, prose, tokenizer.beginning(), session)
         del session
-    with progress("Running the source model"):
+    with progress("Running the source model"), memory.phase("run the source model"):
         weights = CheckpointWeights(model.checkpoint)
         source = reference_logits(weights, model.config, evaluation.tokens, first=evaluation.first)
-    canonical = CanonicalFile(folder / _CANONICAL_FILE)
+    canonical = CanonicalFile(folder / _CANONICAL)
     judged: dict[str, Judgement] = {}
     golden: dict[str, Mapping[str, Any]] = {}
     for target in targets:
         allowed = limits(model.recipe.thresholds, target.limits)
-        with progress(f"Verifying {target.name}", JUDGE_STEPS) as step:
+        with memory.phase(f"verify {target.name}"), progress(f"Verifying {target.name}", JUDGE_STEPS) as step:
             judgement = judge(
                 target, folder / target.name, model.config, fingerprints, evaluation, source, allowed, step
             )
@@ -282,6 +320,28 @@ def _verify(
     return Certificate(certificates)
 
 
+def _check_identity(
+    model: _Model,
+    targets: Sequence[Target],
+    folder: Path,
+    fingerprints: Mapping[str, Mapping[str, str]],
+    memory: PeakMemory,
+    progress: Progress,
+) -> Certificate:
+    """Judge the content of every artifact without running it; golden.json gets the sequences to judge it on later."""
+    tokenizer = load_tokenizer(folder)
+    prose = tokenizer.encode(read_prose(), special=False)
+    evaluation = prose_sequences(prose, tokenizer.beginning(), model.context)
+    judged = {}
+    for target in targets:
+        with memory.phase(f"verify {target.name}"), progress(f"Reading {target.name} back"):
+            judgement = judge_identity(target, folder / target.name, model.config, fingerprints)
+        _gate(target.name, judgement)
+        judged[target.name] = judgement.certificate
+    write_golden(folder, Golden(evaluation, (), {}), tokenizer.decode)
+    return Certificate(judged)
+
+
 def _gate(name: str, judgement: Judgement) -> None:
     failures = judgement.certificate.failures
     if failures:
@@ -292,7 +352,7 @@ def _gate(name: str, judgement: Judgement) -> None:
 def _codes_note(model: _Model, errors: Sequence[TensorError]) -> tuple[str, ...]:
     """What became of a source's own integers, if it has some."""
     kinds = {error.name: model.checkpoint.kind(error.name) for error in errors if error.format.bits is not None}
-    own = [name for name, kind in kinds.items() if kind in ("Q4_0", "Q8_0")]
+    own = [name for name, kind in kinds.items() if kind in STORED_KINDS]
     if not own:
         return ()
     kept = sum(error.name in own and error.relative_error == 0 for error in errors)

@@ -71,6 +71,7 @@ class TargetCertificate:
     exactness           of single operations, where the target runs them apart
     size_bytes          of the artifact; ``seconds`` the time its verification took
     hardware            what it ran on; None is this machine
+    left_out            errors that were not measured because the user asked for identity alone
     None where a thing was not measured: quantization and total without the source model, conversion where the runtime
     cannot compute with fp32 activations.
     """
@@ -93,6 +94,7 @@ class TargetCertificate:
     write_seconds: float | None = None
     exactness: Exactness | None = None
     hardware: Hardware | None = None
+    left_out: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:

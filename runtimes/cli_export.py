@@ -46,6 +46,14 @@ from .cli_shared import TARGET_NAMES, adapter_option, examples, json_option, pri
     "swift-transformers calls it.",
 )
 @adapter_option
+@click.option("--max-memory", metavar="SIZE", help="Resident memory to stay within, like 4GB; refused if it cannot be.")
+@click.option(
+    "--certify",
+    type=click.Choice(("full", "identity")),
+    default="full",
+    show_default=True,
+    help="identity: compare the weights in the file, but run nothing, where memory is short.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace the bundle if it is there.")
 @click.option("--dry-run", is_flag=True, help="Write nothing: show what `pocketlm plan` says of this export.")
 @json_option
@@ -60,6 +68,8 @@ def export_command(
     context: int | None,
     coreml_shapes: str,
     adapter: tuple[str, ...],
+    max_memory: str | None,
+    certify: str,
     overwrite: bool,
     dry_run: bool,
     as_json: bool,
@@ -90,14 +100,19 @@ def export_command(
         coreml_shapes=coreml_shapes,
         adapters=adapter,
         overwrite=overwrite,
+        max_memory=None if max_memory is None else parse_size(max_memory),
+        certify=certify,
         progress=progress_for(as_json),
     )
     if as_json:
-        print_json(report.certificate.to_json() | {"bundle": str(report.bundle)})
+        peaks = {"peak_memory_bytes": report.memory.peak, "peak_memory_by_phase": report.memory.phases}
+        print_json(report.certificate.to_json() | {"bundle": str(report.bundle), **peaks})
         return
     show_certificate(report.certificate)
     worst = ", ".join(f"{error.name} {100 * error.relative_error:.1f} %" for error in report.worst[:3])
     click.echo(f"Tensors that quantising changed most: {worst}")
+    phases = ", ".join(f"{name} {size / 1e6:.0f}" for name, size in report.memory.phases.items())
+    click.echo(f"Peak memory: {report.memory.peak / 1e6:.0f} MB ({phases})")
     click.echo(f"Bundle: {report.bundle}")
 
 

@@ -67,10 +67,21 @@ def make_sequences(
     length = min(session.context, _LONGEST, longest + _CONTINUATION)
     cut = [list(prompt[: max(1, length - _CONTINUATION // 2)]) for prompt in prompts]
     rows = [_continue(session, prompt, length) for prompt in cut]
-    step = max(1, (len(prose) - length) // len(prompts))
-    repeated = list(prose) * (2 + len(prompts) + length // len(prose))
-    rows += [[*beginning, *repeated[index * step :]][:length] for index in range(len(prompts))]
+    rows += _cut_prose(prose, beginning, len(prompts), length)
     return Evaluation(np.array(rows, np.int64), prefill=min(map(len, cut)), prose=len(prompts))
+
+
+def prose_sequences(prose: Sequence[int], beginning: Sequence[int], context: int) -> Evaluation:
+    """Pieces of the prose alone, for where no artifact is run that could answer prompts."""
+    length = min(context, _LONGEST)
+    rows = _cut_prose(prose, beginning, len(PROMPTS), length)
+    return Evaluation(np.array(rows, np.int64), prefill=max(1, length - _CONTINUATION), prose=0)
+
+
+def _cut_prose(prose: Sequence[int], beginning: Sequence[int], count: int, length: int) -> list[list[int]]:
+    step = max(1, (len(prose) - length) // count)
+    repeated = list(prose) * (2 + count + length // len(prose))
+    return [[*beginning, *repeated[index * step :]][:length] for index in range(count)]
 
 
 def _continue(session: Session, prompt: list[int], length: int) -> list[int]:

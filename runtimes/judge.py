@@ -160,11 +160,44 @@ def judge(
         evaluated_by=target.evaluated_by(),
         notes=target.notes + (() if target.remarks is None else target.remarks(folder)),
         lint=() if target.lint is None else target.lint(folder),
-        size_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+        size_bytes=_size(folder),
         seconds=round(time.perf_counter() - started, 2),
         exactness=exactness,
     )
     return Judgement(certificate, expected, shipped, context)
+
+
+NOT_RUN = "nothing was run (--certify identity); measure the rest with: pocketlm verify BUNDLE --reference MODEL"
+
+
+def judge_identity(
+    target: Target, folder: Path, config: ModelConfig, fingerprints: Mapping[str, Mapping[str, str]]
+) -> Judgement:
+    """Read ``folder`` back and compare its weights and constants, but run nothing."""
+    started = time.perf_counter()
+    identity = check_identity(target.read_back(folder, config), fingerprints, config)
+    certificate = TargetCertificate(
+        weights_identical=not identity.differences,
+        tensors_checked=identity.tensors_checked,
+        constants_checked=identity.constants_checked,
+        positions=0,
+        quantization=None,
+        conversion=None,
+        activation=None,
+        runtime=None,
+        total=None,
+        failures=identity.differences,
+        evaluated_by="reading it back",
+        notes=(NOT_RUN,),
+        size_bytes=_size(folder),
+        seconds=round(time.perf_counter() - started, 2),
+        left_out=("quantization", "conversion", "activation", "runtime", "total"),
+    )
+    return Judgement(certificate)
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _exactness(

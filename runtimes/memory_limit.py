@@ -108,8 +108,8 @@ def _with_rlimit(process: int, size_bytes: int) -> MemoryLimit | None:
     return MemoryLimit("rlimit", lambda: False, lambda: None)
 
 
-def status_bytes(process: int, name: str) -> int:
-    """A size of a running process, by its name in /proc/PID/status; 0 where there is no such file."""
+def status_bytes(process: int | str, name: str) -> int:
+    """A size of a process ("self": this one), by its name in /proc/PID/status; 0 where there is no such file."""
     path = Path(f"/proc/{process}/status")
     if not os.path.exists(path):
         return 0

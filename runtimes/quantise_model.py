@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 import time
@@ -11,14 +13,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from .._version import __version__
 from ..export.calibration_store import CalibrationStore, calibration_key, forget_unused
 from ..export.canonical import TensorError, check_formats, quantize_checkpoint
 from ..export.checkpoint import Checkpoint
 from ..export.config import ModelConfig
 from ..export.fetch import cache_folder
+from ..export.folded import Overlay
 from ..export.inventory import take_inventory
 from ..quantize.recipe import Recipe
-from ..quantize.store import CanonicalFile, save_canonical
+from ..quantize.store import CanonicalFile, CanonicalWriter, save_canonical
 from .calibration import LENGTH, SEQUENCES, TUNING_LENGTH, TUNING_SEQUENCES, cut_sequences, read_calibration_text
 from .heap import release_freed_memory, releasing
 from .judge import CheckpointWeights
@@ -69,21 +73,44 @@ def write_canonical(
     Raises InputError naming the tensor if its format does not fit.
     """
     names = list(source.checkpoint.names())
-    errors: list[TensorError] = []
     check_formats(source.checkpoint, names, recipe)
     calibrated = None if recipe.method == "rtn" else _calibrate(source, recipe, progress)
-    with progress(f"Quantising to {recipe.name}", len(names)) as step:
+    with CanonicalWriter(path, names, key=_key(source, recipe)) as writer:
+        lost = dict(writer.finished)
+        left = [name for name in names if name not in lost]
+        with progress(f"Quantising to {recipe.name}", len(left)) as step:
 
-        def report(error: TensorError) -> None:
-            errors.append(error)
-            step()
+            def report(error: TensorError) -> None:
+                lost[error.name] = error.relative_error
+                step()
 
-        save_canonical(path, quantize_checkpoint(source.checkpoint, names, recipe, report, calibrated))
+            for name, piece in quantize_checkpoint(source.checkpoint, left, recipe, report, calibrated):
+                writer.add(name, piece, remark=lost.get(name))
+    errors = [TensorError(name, recipe.format_of(name), lost[name]) for name in names]
     tokens = _tuning_tokens(source, recipe)
     if len(tokens):
-        tuned, before = _tune(source, recipe, tokens, CanonicalFile(path), progress), CanonicalFile(path)
-        save_canonical(path, ((name, tuned[name] if name in tuned else before[name]) for name in before))
+        before = CanonicalFile(path)
+        tuned = _tune(source, recipe, tokens, before, progress)
+        beside = path.with_name(path.name + ".tuned")
+        save_canonical(beside, Overlay(tuned, before))
+        beside.replace(path)
     return CanonicalFile(path), errors
+
+
+def _key(source: Source, recipe: Recipe) -> str:
+    """Names what quantised weights are made of. Large files count by size and time of change: reading them would take
+    as long as quantising them.
+    """
+    found = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in source.checkpoint.files]
+    content = {
+        "pocketlm": __version__,
+        "files": found,
+        "changes": list(source.checkpoint.changes),
+        "config": dict(source.checkpoint.config),
+        "recipe": recipe.to_json(),
+        "tokens": hashlib.sha256(source.calibration.tobytes()).hexdigest(),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _calibrate(source: Source, recipe: Recipe, progress: Progress) -> CalibrationStore:

@@ -191,7 +191,7 @@ def _with_known(
     ``total``: whether that of the export holds here; on another processor the artifact gives something else.
     """
     before = known.get("targets", {}).get(name, {})
-    if certificate.runtime is None or not before:
+    if certificate.runtime is None or not before or before.get("left_out"):
         return certificate
     written = before.get("write_seconds")
     return replace(

@@ -10,7 +10,7 @@ from pocketlm.export.fetch import fetch
 from pocketlm.export.open_checkpoint import open_checkpoint
 from pocketlm.export.to_executorch import write_executorch
 from pocketlm.quantize.recipe import load_recipe
-from pocketlm.quantize.store import CanonicalFile, save_canonical
+from pocketlm.quantize.store import CanonicalFile, save_pieces
 from tokenizers import Tokenizer
 
 pytestmark = pytest.mark.end_to_end
@@ -36,8 +36,9 @@ def exported(tmp_path_factory):
     checkpoint = open_checkpoint(str(fetch("smollm2-135m")))
     config = parse_config(checkpoint.config)
     (folder / "tokenizer.json").write_bytes(checkpoint.tokenizer_files()["tokenizer.json"])
-    tensors = quantize_checkpoint(checkpoint, list(checkpoint.names()), load_recipe("int4-rtn"), lambda error: None)
-    save_canonical(folder / "canonical.safetensors", tensors)
+    names = list(checkpoint.names())
+    tensors = quantize_checkpoint(checkpoint, names, load_recipe("int4-rtn"), lambda error: None)
+    save_pieces(folder / "canonical.safetensors", names, tensors)
     weights = CanonicalFile(folder / "canonical.safetensors")
     write_executorch(folder, config, weights, 1024, bos_id=1, eos_ids=[END])
     return folder, config, weights

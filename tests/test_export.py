@@ -126,14 +126,14 @@ def test_a_folder_that_is_no_bundle_is_never_replaced(tmp_path, tiny_folder, cap
 
 def test_what_appears_while_an_export_runs_is_kept(tmp_path, tiny_folder, monkeypatch, capsys):
     out = tmp_path / "b"
-    write = quantise_model.save_canonical
+    quantize = quantise_model.quantize_checkpoint
 
     def meanwhile(*arguments, **options):
         out.mkdir()
         (out / "thesis.txt").write_text("years of work")
-        return write(*arguments, **options)
+        return quantize(*arguments, **options)
 
-    monkeypatch.setattr(quantise_model, "save_canonical", meanwhile)
+    monkeypatch.setattr(quantise_model, "quantize_checkpoint", meanwhile)
     assert run(["export", str(tiny_folder), "-o", str(out), "--recipe", "int4-rtn"]) == 2
     assert "exists; give --overwrite" in message(capsys)
     assert (out / "thesis.txt").read_text() == "years of work"
@@ -206,7 +206,7 @@ def test_a_full_disk_is_one_line(tmp_path, tiny_folder, monkeypatch, capsys):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(quantise_model, "save_canonical", full)
+    monkeypatch.setattr(quantise_model, "quantize_checkpoint", full)
     assert run(["export", str(tiny_folder), "-o", str(tmp_path / "b")]) == 2
     assert "No space left on device" in message(capsys)
     assert list(tmp_path.iterdir()) == []

@@ -89,7 +89,7 @@ def test_canonical_weights_survive_the_file(tmp_path):
         "norm.weight": np.arange(7, dtype=np.float16),
         "c.weight": random_weight(5),
     }
-    save_canonical(tmp_path / "w.safetensors", tensors.items(), {"recipe": "int4"})
+    save_canonical(tmp_path / "w.safetensors", tensors, {"recipe": "int4"})
     loaded = CanonicalFile(tmp_path / "w.safetensors")
     assert set(loaded) == set(tensors)
     assert loaded.metadata["recipe"] == "int4"

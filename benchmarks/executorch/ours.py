@@ -21,17 +21,16 @@ def main() -> None:
     from pocketlm.export.open_checkpoint import open_checkpoint
     from pocketlm.export.to_executorch import write_executorch
     from pocketlm.quantize.recipe import load_recipe
-    from pocketlm.quantize.store import CanonicalFile, save_canonical
+    from pocketlm.quantize.store import CanonicalFile, save_pieces
 
     out, context = Path(sys.argv[2]), int(sys.argv[3])
     checkpoint = open_checkpoint(sys.argv[1])
     config = parse_config(checkpoint.config)
     biases = [name for name in checkpoint.names() if name.endswith(".bias")]
-    tensors = quantize_checkpoint(
-        checkpoint, [*take_inventory(config).weights, *biases], load_recipe("int4-rtn"), lambda error: None
-    )
+    names = [*take_inventory(config).weights, *biases]
+    tensors = quantize_checkpoint(checkpoint, names, load_recipe("int4-rtn"), lambda error: None)
     canonical = out.with_suffix(".safetensors")
-    save_canonical(canonical, tensors)
+    save_pieces(canonical, names, tensors)
     write_executorch(out.parent, config, CanonicalFile(canonical), context)
     (out.parent / "model.pte").replace(out)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

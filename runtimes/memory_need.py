@@ -1,0 +1,127 @@
+"""How much memory an export needs, known before any work is done: what ``--max-memory`` is held against.
+
+Each figure is what a phase was measured to take at most, rounded up, plus what it holds of the model at once. What
+libraries take was measured on x86-64 Linux; they differ by system, but not by much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+
+from ..errors import InputError
+from ..export.canonical import PIECE_VALUES, matrix_formats
+from ..export.checkpoint import Checkpoint
+from ..export.config import ModelConfig
+from ..export.families import FAMILIES
+from ..export.gguf_codes import STORED_KINDS
+from ..export.inventory import take_inventory
+from ..quantize.recipe import Recipe
+from .peak_memory import resident_bytes
+from .quantise_model import Source
+from .target import Target
+
+_MB = 1 << 20
+_PROCESS = 128 * _MB  # with the tokenizer
+_PIECES = 5  # that are quantised, or wait for it or behind it
+_PIECE_BYTES = 14  # for a value of a piece: as stored, float32, its error, codes
+_WHOLE_BYTES = 16  # for a value of a matrix that can only be read whole
+_WRITERS = {"onnx": 100 * _MB, "executorch": 60 * _MB, "coreml": 1100 * _MB}  # libraries, and the graph
+_TORCH = 600 * _MB
+_RUNTIMES = {"onnx": 200 * _MB, "executorch": 400 * _MB, "coreml": 700 * _MB}
+_LOADED = {"onnx": 2.2, "executorch": 2.2, "coreml": 3.0}  # a loaded artifact's memory over its size
+
+
+def check_memory(
+    source: Source,
+    recipe: Recipe,
+    context: int,
+    targets: Sequence[Target],
+    max_memory: int,
+    certify: str,
+    budget: bool,
+) -> None:
+    """Raise InputError if an export would take more than ``max_memory`` bytes, saying what would make it fit."""
+    if recipe.method != "rtn" or budget:
+        what = "--bits and --size, which run" if budget else f"recipe {recipe.name}, which runs"
+        raise InputError(
+            f"--max-memory cannot be kept with {what} the model to choose integers; give --recipe int4-rtn or int8-rtn"
+        )
+    needs = memory_needs(source, recipe, context, [target.name for target in targets], certify)
+    phase = max(needs, key=lambda name: needs[name])
+    if needs[phase] <= max_memory:
+        return
+    advice = [f"--max-memory {_gigabytes(needs[phase])}"]
+    if certify == "full":
+        less = memory_needs(source, recipe, context, [target.name for target in targets], "identity")
+        advice.append(f"--certify identity, which runs nothing and needs {_gigabytes(max(less.values()))}")
+    raise InputError(
+        f"to {phase} takes {_gigabytes(needs[phase])}, more than --max-memory {_gigabytes(max_memory)}; "
+        f"give {' or '.join(advice)}"
+    )
+
+
+def memory_needs(
+    source: Source, recipe: Recipe, context: int, targets: Sequence[str], certify: str
+) -> Mapping[str, int]:
+    """Bytes of resident memory that each phase takes at most, with what the process has already."""
+    checkpoint, config = source.checkpoint, source.config
+    base = -(-resident_bytes() // _PROCESS) * _PROCESS  # rounded, so that it is the same next time
+    largest, widest = _largest_matrix(checkpoint), _widest_linear(checkpoint, config)
+    size = _artifact_bytes(checkpoint, recipe)
+    whole = largest * _WHOLE_BYTES * _PIECES if _reads_whole(checkpoint, config) else 0
+    early = _TORCH if certify == "full" else 0  # transformers' tokenizer brings it; else it comes when all is written
+    needs = {"quantise": base + early + 64 * _MB + max(whole, PIECE_VALUES * _PIECE_BYTES * _PIECES) + 2 * largest}
+    needs["compare the tokenizer"] = base + _TORCH + max(_WRITERS[name] for name in targets)
+    for name in targets:
+        written = base + early + _WRITERS[name] + max(2 * widest, 5 * largest // 4)
+        if name == "coreml":
+            written += 2 * largest
+        needs[f"write {name}"] = written
+        read = {"onnx": 3 * largest, "executorch": size + 3 * largest, "coreml": 3 * _values(checkpoint)}[name]
+        needs[f"verify {name}"] = base + _WRITERS[name] + read
+        if certify == "full":
+            loaded = int(_LOADED[name] * size) + _cache_bytes(config, context)
+            needs[f"verify {name}"] += _TORCH + _RUNTIMES[name] + loaded + 10 * largest
+    return needs
+
+
+def _gigabytes(size: int) -> str:
+    return f"{-(-size // 10**7) / 100:.2f}GB"
+
+
+def _values(checkpoint: Checkpoint) -> int:
+    return sum(prod(checkpoint.shape(name)) for name in checkpoint.names())
+
+
+def _largest_matrix(checkpoint: Checkpoint) -> int:
+    """Values of the largest tensor."""
+    return max(prod(checkpoint.shape(name)) for name in checkpoint.names())
+
+
+def _widest_linear(checkpoint: Checkpoint, config: ModelConfig) -> int:
+    """Values of the weights that are written as one."""
+    groups = [names for names in take_inventory(config).linears if names[0] != config.head_name]
+    return max(sum(prod(checkpoint.shape(name)) for name in names) for names in groups)
+
+
+def _reads_whole(checkpoint: Checkpoint, config: ModelConfig) -> bool:
+    """Whether some matrices cannot be read by rows: turned ones, and integers that are kept."""
+    kinds = {checkpoint.kind(name) for name in checkpoint.names()}
+    return FAMILIES[config.model_type].layout.transposed or bool(kinds & set(STORED_KINDS))
+
+
+def _artifact_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:
+    formats = matrix_formats(checkpoint, list(checkpoint.names()), recipe)
+    total = 0
+    for name, form in formats.items():
+        rows, columns = checkpoint.shape(name)
+        scales = 0 if form.bits is None else 4 * rows * columns // (form.group or columns)
+        total += rows * columns * (form.bits or {"fp16": 16, "fp32": 32}[form.kind]) // 8 + scales
+    return total
+
+
+def _cache_bytes(config: ModelConfig, context: int) -> int:
+    """The KV cache in float32."""
+    widths = sum(layer.attention.kv_heads * layer.attention.head_dim for layer in config.layers)
+    return 8 * context * widths
