@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from .heap import release_freed_memory
 from .memory_limit import status_bytes
 
 
@@ -22,7 +23,11 @@ class PeakMemory:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """What happens inside belongs to this phase; one may be entered again."""
+        """What happens inside belongs to this phase; one may be entered again.
+
+        What was freed before is given back first: it is not this phase's.
+        """
+        release_freed_memory()
         with suppress(OSError):  # Linux: forget the maximum so far (proc(5), clear_refs)
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         try:
