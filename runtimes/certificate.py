@@ -147,7 +147,7 @@ def _target_from_json(content: Mapping[str, Any]) -> TargetCertificate:
         fields_given["exactness"] = _checked(Exactness(**content["exactness"]))
     if content.get("hardware") is not None:
         fields_given["hardware"] = _checked(Hardware(**content["hardware"]))
-    for key in ("failures", "notes", "lint"):
+    for key in ("failures", "notes", "lint", "left_out"):
         lines = content.get(key, [])
         if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
             raise TypeError(f"{key} are not lines of text")

@@ -69,6 +69,12 @@ def _worst(target: TargetCertificate) -> str:
     return "-" if target.exactness is None else f"{target.exactness.deviation:.2g} ({target.exactness.programs})"
 
 
+def _verdict(target: TargetCertificate) -> str:
+    if not target.passed:
+        return "FAILED"
+    return "weights only" if target.left_out else "passed"
+
+
 _Cell = Callable[[TargetCertificate], str]
 
 # Label, what stands in a target's column, whether a line is drawn below.
@@ -86,7 +92,7 @@ _ROWS: tuple[tuple[str, _Cell, bool], ...] = (
     ("  perplexity", lambda target: _perplexity(target.total), True),
     ("written in", lambda target: "-" if target.write_seconds is None else f"{target.write_seconds:.1f} s", False),
     ("verified in", lambda target: f"{target.seconds:.1f} s", False),
-    ("verdict", lambda target: "passed" if target.passed else "FAILED", False),
+    ("verdict", _verdict, False),
 )
 
 _HARDWARE_ROWS: tuple[tuple[str, _Cell, bool], ...] = (

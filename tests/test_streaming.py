@@ -18,6 +18,7 @@ from pocketlm.quantize.store import CanonicalFile, CanonicalWriter, save_pieces
 from pocketlm.quantize.tensor import QuantizedTensor, same
 from pocketlm.runtimes import quantise_model
 from pocketlm.runtimes.build import export
+from pocketlm.runtimes.certificate import certificate_from_json
 from pocketlm.runtimes.cli import run
 from pocketlm.runtimes.peak_memory import PeakMemory
 from pocketlm.runtimes.verify import verify
@@ -279,6 +280,7 @@ def test_what_identity_alone_leaves_out_is_written_down_and_can_be_measured_late
     report = export(str(tiny_folder), tmp_path / "b", recipe="int4-rtn", certify="identity")
     found = json.loads((tmp_path / "b" / "pocketlm.json").read_text())["certificate"]["targets"]["onnx"]
     assert report.certificate.passed
+    assert certificate_from_json({"targets": {"onnx": found}}) == report.certificate
     assert found["weights_identical"] is True
     assert found["left_out"] == ["quantization", "conversion", "activation", "runtime", "total"]
     assert "conversion" not in found
