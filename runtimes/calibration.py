@@ -14,6 +14,8 @@ SEQUENCES = 48
 LENGTH = 512  # tokens of a sequence, or the model's longest context if that is less
 TUNING_SEQUENCES = 384
 TUNING_LENGTH = 256
+# Recipes that are not "tuned" train no model with more weights in its linears: training holds all of it in memory.
+TRAINED_WEIGHTS = 500_000_000
 SHORTEST = 64  # tokens that a text must have at least
 
 

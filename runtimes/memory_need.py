@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import prod
+from typing import TYPE_CHECKING, Protocol
 
 from ..errors import InputError
-from ..export.canonical import PIECE_VALUES, matrix_formats
-from ..export.checkpoint import Checkpoint
+from ..export.canonical import PIECE_VALUES, is_linear
 from ..export.config import ModelConfig
 from ..export.families import FAMILIES
 from ..export.gguf_codes import STORED_KINDS
 from ..export.inventory import take_inventory
 from ..quantize.recipe import Recipe
 from .peak_memory import resident_bytes
-from .quantise_model import Source
-from .target import Target
+
+if TYPE_CHECKING:
+    from .quantise_model import Source
+    from .target import Target
 
 _MB = 1 << 20
 _PROCESS = 128 * _MB  # with the tokenizer
@@ -30,6 +32,22 @@ _WRITERS = {"onnx": 100 * _MB, "executorch": 60 * _MB, "coreml": 1100 * _MB}  # 
 _TORCH = 600 * _MB
 _RUNTIMES = {"onnx": 200 * _MB, "executorch": 400 * _MB, "coreml": 700 * _MB}
 _LOADED = {"onnx": 2.2, "executorch": 2.2, "coreml": 3.0}  # a loaded artifact's memory over its size
+
+
+class Tensors(Protocol):
+    """What is asked of a checkpoint: names, shapes, and how it stores a tensor. See ``Checkpoint``."""
+
+    def names(self) -> Sequence[str]:
+        """Of all tensors."""
+        ...
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """(out, in) of a matrix."""
+        ...
+
+    def kind(self, name: str) -> str:
+        """F32, BF16, Q4_0, ..."""
+        ...
 
 
 def check_memory(
@@ -47,13 +65,17 @@ def check_memory(
         raise InputError(
             f"--max-memory cannot be kept with {what} the model to choose integers; give --recipe int4-rtn or int8-rtn"
         )
-    needs = memory_needs(source, recipe, context, [target.name for target in targets], certify)
+    needs = memory_needs(
+        source.checkpoint, source.config, recipe, context, [target.name for target in targets], certify
+    )
     phase = max(needs, key=lambda name: needs[name])
     if needs[phase] <= max_memory:
         return
     advice = [f"--max-memory {_gigabytes(needs[phase])}"]
     if certify == "full":
-        less = memory_needs(source, recipe, context, [target.name for target in targets], "identity")
+        less = memory_needs(
+            source.checkpoint, source.config, recipe, context, [target.name for target in targets], "identity"
+        )
         advice.append(f"--certify identity, which runs nothing and needs {_gigabytes(max(less.values()))}")
     raise InputError(
         f"to {phase} takes {_gigabytes(needs[phase])}, more than --max-memory {_gigabytes(max_memory)}; "
@@ -62,10 +84,9 @@ def check_memory(
 
 
 def memory_needs(
-    source: Source, recipe: Recipe, context: int, targets: Sequence[str], certify: str
+    checkpoint: Tensors, config: ModelConfig, recipe: Recipe, context: int, targets: Sequence[str], certify: str
 ) -> Mapping[str, int]:
-    """Bytes of resident memory that each phase takes at most, with what the process has already."""
-    checkpoint, config = source.checkpoint, source.config
+    """Bytes of resident memory that each phase of a data-free export takes at most, with what is taken already."""
     base = -(-resident_bytes() // _PROCESS) * _PROCESS  # rounded, so that it is the same next time
     largest, widest = _largest_matrix(checkpoint), _widest_linear(checkpoint, config)
     size = _artifact_bytes(checkpoint, recipe)
@@ -90,32 +111,34 @@ def _gigabytes(size: int) -> str:
     return f"{-(-size // 10**7) / 100:.2f}GB"
 
 
-def _values(checkpoint: Checkpoint) -> int:
+def _values(checkpoint: Tensors) -> int:
     return sum(prod(checkpoint.shape(name)) for name in checkpoint.names())
 
 
-def _largest_matrix(checkpoint: Checkpoint) -> int:
+def _largest_matrix(checkpoint: Tensors) -> int:
     """Values of the largest tensor."""
     return max(prod(checkpoint.shape(name)) for name in checkpoint.names())
 
 
-def _widest_linear(checkpoint: Checkpoint, config: ModelConfig) -> int:
+def _widest_linear(checkpoint: Tensors, config: ModelConfig) -> int:
     """Values of the weights that are written as one."""
     groups = [names for names in take_inventory(config).linears if names[0] != config.head_name]
     return max(sum(prod(checkpoint.shape(name)) for name in names) for names in groups)
 
 
-def _reads_whole(checkpoint: Checkpoint, config: ModelConfig) -> bool:
+def _reads_whole(checkpoint: Tensors, config: ModelConfig) -> bool:
     """Whether some matrices cannot be read by rows: turned ones, and integers that are kept."""
     kinds = {checkpoint.kind(name) for name in checkpoint.names()}
     return FAMILIES[config.model_type].layout.transposed or bool(kinds & set(STORED_KINDS))
 
 
-def _artifact_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:
-    formats = matrix_formats(checkpoint, list(checkpoint.names()), recipe)
+def _artifact_bytes(checkpoint: Tensors, recipe: Recipe) -> int:
     total = 0
-    for name, form in formats.items():
+    for name in checkpoint.names():
+        if not is_linear(name, checkpoint.shape(name)):
+            continue
         rows, columns = checkpoint.shape(name)
+        form = recipe.format_of(name)
         scales = 0 if form.bits is None else 4 * rows * columns // (form.group or columns)
         total += rows * columns * (form.bits or {"fp16": 16, "fp32": 32}[form.kind]) // 8 + scales
     return total

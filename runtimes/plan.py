@@ -71,8 +71,14 @@ class _Shapes:
 
     shapes: Mapping[str, tuple[int, ...]]
 
+    def names(self) -> list[str]:
+        return list(self.shapes)
+
     def shape(self, name: str) -> tuple[int, ...]:
         return self.shapes[name]
+
+    def kind(self, name: str) -> str:
+        return "BF16"  # a plan does not look into the file
 
 
 def plan(
@@ -110,7 +116,7 @@ def plan(
         parameters=weight_values(stored),
         download_bytes=download_bytes(description, config),
         download_exact=description.download_exact,
-        export=export_cost(stored, tuple(targets)),
+        export=export_cost(_Shapes(stored.shapes), stored, tuple(targets)),
         targets=targets,
         devices=tuple(
             plan_device(device, artifacts[name]) for device, name in (pairs if devices else _one_target_each(pairs))

@@ -8,6 +8,8 @@ from math import prod
 from ..export.apple import PREFILL_TOKENS, cache_slots, fixed_functions, state_shape
 from ..export.config import EMBEDDING, ModelConfig
 from ..quantize.recipe import Format
+from .calibration import TRAINED_WEIGHTS
+from .memory_need import Tensors, memory_needs
 from .plan_storage import Stored, code_bytes, coreml_data_bytes, scale_count
 
 PROMPT_TOKENS = 512  # of one call: what our runtimes for ExecuTorch give it; ONNX Runtime takes a prompt as it comes
@@ -132,17 +134,29 @@ class ExportCost:
 # SmolLM2-135M on two cores. Time grows with the parameters, as every step reads all of them so many times.
 _QUANTISE_SECONDS = {"rtn": 0.024, "layerwise": 1.5, "calibrated": 4.1, "tuned": 9.0}
 _TARGET_SECONDS = {"onnx": 0.22, "executorch": 0.12, "coreml": 0.5}
-_BASE_BYTES = {"onnx": 500_000_000, "executorch": 970_000_000, "coreml": 1_580_000_000}
+# Of calibration: torch, activations of the text in two models (quantise_model.py holds an output to 1 GB), sums of a
+# layer; and of training for each weight that is trained. SmolLM2-135M took 2.5 and 2.9 GB.
+_CALIBRATION_BYTES = 2_400_000_000
+_TRAINING_BYTES = 3
 
 
-def export_cost(stored: Stored, targets: tuple[str, ...]) -> ExportCost:
+def export_cost(tensors: Tensors, stored: Stored, targets: tuple[str, ...]) -> ExportCost:
     """Peak memory and time of an export to these targets; rough: within a factor of two of what was measured.
 
-    Verification decides both: the reference holds all weights in float32, and as much again while it computes; a
-    toolchain comes on top. Calibration holds the same, and the inputs of a layer over the text (0.8 GB for 135M).
+    Memory is what ``--max-memory`` is held against (memory_need.py), and what calibration takes where there is one.
     """
+    method = stored.recipe.method
     values = sum(prod(shape) for shape in stored.shapes.values())
-    memory = 2 * 4 * values + max(_BASE_BYTES[target] for target in targets)
-    memory += 0 if stored.recipe.method == "rtn" else 8 * values + 1_000_000_000
-    per_million = _QUANTISE_SECONDS[stored.recipe.method] + sum(_TARGET_SECONDS[target] for target in targets)
-    return ExportCost(memory, 5 + per_million * values / 1e6)
+    trained = sum(
+        prod(stored.shapes[name]) for name in stored.formats if name not in (EMBEDDING, stored.config.head_name)
+    )
+    if method == "calibrated" and trained > TRAINED_WEIGHTS:
+        method = "layerwise"
+    needs = memory_needs(tensors, stored.config, stored.recipe, stored.context, targets, "full")
+    widest = max(
+        prod(shape) for name, shape in stored.shapes.items() if name not in (EMBEDDING, stored.config.head_name)
+    )
+    calibration = 0 if method == "rtn" else _CALIBRATION_BYTES + 8 * 4 * widest
+    training = _TRAINING_BYTES * trained if method in ("calibrated", "tuned") else 0
+    per_million = _QUANTISE_SECONDS[method] + sum(_TARGET_SECONDS[target] for target in targets)
+    return ExportCost(max(*needs.values(), calibration + training), 5 + per_million * values / 1e6)

@@ -23,7 +23,15 @@ from ..export.folded import Overlay
 from ..export.inventory import take_inventory
 from ..quantize.recipe import Recipe
 from ..quantize.store import CanonicalFile, CanonicalWriter, save_canonical
-from .calibration import LENGTH, SEQUENCES, TUNING_LENGTH, TUNING_SEQUENCES, cut_sequences, read_calibration_text
+from .calibration import (
+    LENGTH,
+    SEQUENCES,
+    TRAINED_WEIGHTS,
+    TUNING_LENGTH,
+    TUNING_SEQUENCES,
+    cut_sequences,
+    read_calibration_text,
+)
 from .heap import release_freed_memory, releasing
 from .judge import CheckpointWeights
 from .progress import Progress
@@ -33,7 +41,6 @@ _ACTIVATION_BYTES = 1 << 30  # of one linear's output in float32, the source's a
 _FEWEST = 8
 _SHORT = 4  # recipes that are not "tuned" learn from every so many of the tuning sequences
 _TUNING_THREADS = 1  # each holds a sequence's activations, for the backward pass: SmolLM2's take most of a gigabyte
-_SMALL = 500_000_000  # and not at all for models with more weights in linears: tuning holds the whole model in memory
 
 
 @dataclass(frozen=True)
@@ -140,7 +147,7 @@ def _tuning_tokens(source: Source, recipe: Recipe) -> NDArray[np.int64]:
     size = sum(math.prod(source.checkpoint.shape(name)) for name in linears - {source.config.head_name})
     if recipe.method == "tuned":
         return source.tuning
-    return source.tuning[::_SHORT] if recipe.method == "calibrated" and size <= _SMALL else source.tuning[:0]
+    return source.tuning[::_SHORT] if recipe.method == "calibrated" and size <= TRAINED_WEIGHTS else source.tuning[:0]
 
 
 def _tune(

@@ -254,9 +254,9 @@ def test_the_readme_lists_the_families():
 @pytest.mark.parametrize(
     ("family", "key", "value", "message"),
     [
-        ("llama", "tie_word_embeddings", "false", "tie_word_embeddings must be true or false, it is 'false'"),
-        ("mixtral", "norm_topk_prob", 1, "norm_topk_prob must be true or false, it is 1"),
-        ("gemma3_text", "attn_logit_softcapping", 2.0, "attn_logit_softcapping"),
+        ("qwen2", "tie_word_embeddings", "false", "tie_word_embeddings must be true or false, it is 'false'"),
+        ("qwen3_moe", "norm_topk_prob", 1, "norm_topk_prob must be true or false, it is 1"),
+        ("gemma3", "attn_logit_softcapping", 2.0, "attn_logit_softcapping"),
     ],
 )
 def test_values_that_could_mean_two_things_are_refused(family, key, value, message):
