@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +23,7 @@ _BLANK_LINES = re.compile(r"\n[ \t]*(?:\n[ \t]*)+")
 _SENTENCE_END = re.compile(r"(?<=[.!?。！？])\s+")
 _HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
 _BLOCKS = (*_HEADINGS, "p", "li", "pre", "td", "th", "dd", "dt", "blockquote", "figcaption")
-_NOT_TEXT = ("script", "style", "template", "noscript", "head", "nav", "svg", "iframe", "object")
+_NOT_TEXT = ("title", "script", "style", "template", "noscript", "head", "nav", "svg", "iframe", "object")
 
 
 @dataclass(frozen=True)
@@ -82,16 +84,32 @@ def _html(text: str, name: str) -> Iterator[tuple[str, str]]:
     heading = title = " ".join(title.split()) or name
     for tag in soup.find_all(_NOT_TEXT):
         tag.decompose()
-    for block in soup.find_all(_BLOCKS):
-        if block.find(_BLOCKS) is not None:
-            continue  # what it holds comes by itself
-        words = " ".join(block.get_text(" ").split())
-        if block.name in _HEADINGS:
-            heading = words or heading
-        else:
-            yield heading, words
     if soup.find(_BLOCKS) is None:
         yield from _plain(soup.get_text("\n\n"), title)
+        return
+    for block, strings in groupby(_texts_of_blocks(soup), key=itemgetter(0)):
+        words = " ".join(" ".join(text for _, text in strings).split())
+        if block[0] in _HEADINGS:
+            heading = words or heading
+        elif words:
+            yield heading, words
+
+
+def _texts_of_blocks(soup: Tag) -> Iterator[tuple[tuple[str, int], str]]:
+    """Every text with the innermost block around it (its name, and a number of its own), in the page's order.
+
+    A block that holds others keeps what stands outside of them: an HTML parser puts all that follows into a paragraph
+    that nobody closed.
+    """
+    from bs4.element import NavigableString, Tag
+
+    innermost: dict[int, tuple[str, int]] = {id(soup): ("", 0)}
+    for number, node in enumerate(soup.descendants, 1):
+        around = innermost[id(node.parent)]
+        if isinstance(node, Tag):
+            innermost[id(node)] = (node.name, number) if node.name in _BLOCKS else around
+        elif type(node) is NavigableString:  # and not a comment, or a declaration
+            yield around, str(node)
 
 
 def _soup(text: str) -> Tag:

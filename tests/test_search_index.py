@@ -12,7 +12,7 @@ import pytest
 from pocketlm.errors import InputError
 from pocketlm.runtimes.cli import run
 from pocketlm.runtimes.search_index import IndexSource, index_folder, keywords
-from pocketlm.runtimes.search_passages import LONGEST, read_passages
+from pocketlm.runtimes.search_passages import LONGEST, READERS, read_passages
 
 PAGE = """<!doctype html><html><head><title>Birds</title><script>alert("x")</script></head><body><nav>Menu</nav>
 <h1>Swifts</h1><p>The common swift sleeps on the wing.</p><div><ul><li>It eats insects.</li></ul></div>
@@ -123,6 +123,15 @@ def test_paragraphs_are_joined_and_cut(tmp_path):
     assert all(len(text) <= LONGEST for text in texts)
     assert "".join(texts).replace(" ", "") == (" ".join(sentences) + "x" * 3000).replace(" ", "")
     assert all(text.startswith("Sentence") and text.endswith(".") for text in texts[:5])
+
+
+def test_text_around_inner_blocks_is_kept():
+    page = "<title>T</title>intro<p>left open<h2>Two</h2><!-- no --><p>a <b>bold</b> word"
+    page += "<ul><li>one<li>two</ul>end</p>last"
+    assert list(READERS[".html"](page, "x")) == [
+        ("T", "intro"), ("T", "left open"), ("Two", "a bold word"), ("Two", "one"), ("Two", "two"), ("Two", "end"),
+        ("Two", "last"),
+    ]  # fmt: skip
 
 
 def test_deep_and_broken_html(tmp_path):
