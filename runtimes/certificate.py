@@ -102,8 +102,11 @@ class TargetCertificate:
         return not self.failures
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON object without the fields that were not measured."""
-        return {"passed": self.passed, **_without_none(asdict(self))}
+        """As a JSON object without the fields that were not measured; ``left_out`` only if there is something in it."""
+        content = {"passed": self.passed, **_without_none(asdict(self))}
+        if not self.left_out:
+            del content["left_out"]
+        return content
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pocketlm.export.fetch import fetch
 from pocketlm.export.open_checkpoint import open_checkpoint
 from pocketlm.export.to_onnx import write_onnx
 from pocketlm.quantize.recipe import load_recipe
-from pocketlm.quantize.store import CanonicalFile, save_canonical
+from pocketlm.quantize.store import CanonicalFile, save_pieces
 from pocketlm.runtimes.chat_template import load_chat_template
 from pocketlm.runtimes.onnx_session import OnnxSession
 from pocketlm.runtimes.task_artifact import Artifact
@@ -46,8 +46,9 @@ def artifact(tmp_path_factory):
     folder = tmp_path_factory.mktemp("llama")
     checkpoint = open_checkpoint(str(fetch("smollm2-135m")))
     config = parse_config(checkpoint.config)
-    tensors = quantize_checkpoint(checkpoint, list(checkpoint.names()), load_recipe("int8-rtn"), lambda error: None)
-    save_canonical(folder / "canonical.safetensors", tensors)
+    names = list(checkpoint.names())
+    tensors = quantize_checkpoint(checkpoint, names, load_recipe("int8-rtn"), lambda error: None)
+    save_pieces(folder / "canonical.safetensors", names, tensors)
     write_onnx(folder, config, CanonicalFile(folder / "canonical.safetensors"), 1024)
     for name, content in checkpoint.tokenizer_files().items():
         (folder / name).write_bytes(content)
