@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,6 +18,9 @@ from typing import Any
 from ..errors import InputError
 from ..quantize.store import CanonicalTensor
 from ..quantize.tensor import QuantizedTensor
+
+if sys.platform != "win32":
+    import fcntl
 
 MANIFEST_FILE = "pocketlm.json"
 SCHEMA_VERSION = 1
@@ -190,6 +194,7 @@ def staging(final: Path, overwrite: bool, kept: str) -> Iterator[Path]:
         final.parent.mkdir(parents=True, exist_ok=True)
         prefix = f".{final.name}.{os.getpid()}."
         folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=_PARTIAL, dir=final.parent))
+        held = _hold(folder)
         _take_over_abandoned(final, folder, kept)
     except (FileExistsError, NotADirectoryError) as error:
         raise InputError(f"{final}: a file stands where a folder is needed; name another folder with -o") from error
@@ -202,6 +207,8 @@ def staging(final: Path, overwrite: bool, kept: str) -> Iterator[Path]:
         raise InputError(f"{final}: cannot be written ({error.strerror}); nothing was left there") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        if held is not None:
+            os.close(held)
         for parent in made:  # nearest first; one that holds anything stays
             with suppress(OSError):
                 parent.rmdir()
@@ -216,16 +223,43 @@ def _check_free(final: Path, overwrite: bool) -> None:
         raise InputError(f"{final} exists and is not a bundle; it will not be replaced, name another folder with -o")
 
 
+def _hold(folder: Path) -> int | None:
+    """Lock a folder until the descriptor is closed or the process ends; None where the system has no such locks.
+
+    A process's number says less: in a container the next process has the same one, and others' cannot be seen.
+    Raises BlockingIOError if somebody else holds it.
+    """
+    if sys.platform == "win32":
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            raise
+        return None
+    return descriptor
+
+
 def _take_over_abandoned(final: Path, own: Path, kept: str) -> None:
     """Remove what exports to the same place left when they were killed, whose processes are no more; take the
     subfolder ``kept`` of one of them.
     """
     for folder in final.parent.glob(f".{glob.escape(final.name)}.*{_PARTIAL}"):
         owner = folder.name.removeprefix(f".{final.name}.").partition(".")[0]
-        if owner.isdigit() and not _is_running(int(owner)):
+        if folder == own or not owner.isdigit():
+            continue
+        try:
+            held = _hold(folder)
+        except OSError:  # an export that is under way, or has just ended
+            continue
+        if held is not None or not _is_running(int(owner)):
             with suppress(OSError):  # it has none, or we have one
                 (folder / kept).rename(own / kept)
             shutil.rmtree(folder, ignore_errors=True)
+        if held is not None:
+            os.close(held)
 
 
 def _is_running(process: int) -> bool:

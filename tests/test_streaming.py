@@ -2,15 +2,18 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from pocketlm.errors import InputError
 from pocketlm.export import canonical, coreml_weights
+from pocketlm.export.bundle import staging
 from pocketlm.export.canonical import quantize_checkpoint
 from pocketlm.export.open_checkpoint import open_checkpoint
 from pocketlm.quantize.recipe import load_recipe
@@ -308,3 +311,28 @@ def test_a_streamed_core_ml_package_is_the_one_that_coremltools_writes(tmp_path,
         written.append((spec.SerializeToString(deterministic=True), (data / "weights" / "weight.bin").read_bytes()))
     assert written[0][1] == written[1][1]
     assert written[0][0] == written[1][0]
+
+
+_HOLD = (
+    "import sys, time; from pathlib import Path; from pocketlm.export.bundle import staging\n"
+    "with staging(Path(sys.argv[1]), False, 'kept') as folder:\n"
+    "    (folder / 'kept').mkdir()\n"
+    "    print(folder, flush=True); time.sleep(60)"
+)
+
+
+def test_processes_are_told_apart_where_their_numbers_are_not(tmp_path, monkeypatch):
+    """As in containers: the next one has the number of the killed one, and a running one's means nothing here."""
+    held = subprocess.Popen([sys.executable, "-c", _HOLD, str(tmp_path / "b")], stdout=subprocess.PIPE, text=True)
+    folder = Path(held.stdout.readline().strip())
+    same = folder.rename(folder.with_name(folder.name.replace(f".{held.pid}.", f".{os.getpid()}.")))
+    monkeypatch.setattr("pocketlm.export.bundle._is_running", lambda process: process == os.getpid())
+    with staging(tmp_path / "b", False, "kept") as own:
+        assert same.exists()
+        assert not (own / "kept").exists()
+    held.kill()
+    held.wait(60)
+    shutil.rmtree(tmp_path / "b")
+    with staging(tmp_path / "b", False, "kept") as own:
+        assert not same.exists()
+        assert (own / "kept").exists()
