@@ -133,9 +133,10 @@ def parse_recipe(content: Mapping[str, Any], name: str) -> Recipe:
     unknown = sorted(set(content) - set(_KEYS))
     if unknown:
         raise InputError(f"recipe {name}: unknown key {unknown[0]!r}; known are {', '.join(_KEYS)}")
-    base = RECIPES.get(content.get("base", "int4"))
+    given = content.get("base", "int4")
+    base = RECIPES.get(given) if isinstance(given, str) else None
     if base is None:
-        raise InputError(f"recipe {name}: no built-in recipe {content['base']!r}; there are {', '.join(RECIPES)}")
+        raise InputError(f"recipe {name}: no built-in recipe {given!r}; there are {', '.join(RECIPES)}")
     method = content.get("method", base.method)
     if method not in METHODS:
         raise InputError(f"recipe {name}: method must be {', '.join(METHODS)}, it is {method!r}")
@@ -143,7 +144,7 @@ def parse_recipe(content: Mapping[str, Any], name: str) -> Recipe:
     if not isinstance(overrides, Mapping) or not isinstance(thresholds, Mapping):
         raise InputError(f"recipe {name}: overrides and thresholds must be tables")
     for key, value in thresholds.items():
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= 0:
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= 0 or _overflows(value):
             raise InputError(f"recipe {name}: threshold {key} must be a number of at least 0, it is {value!r}")
     return Recipe(
         name=name,
@@ -155,13 +156,22 @@ def parse_recipe(content: Mapping[str, Any], name: str) -> Recipe:
     )
 
 
+def _overflows(value: float) -> bool:
+    """Whether a whole number is more than a float takes, as TOML knows no limit."""
+    try:
+        float(value)
+    except OverflowError:
+        return True
+    return False
+
+
 def _parse_format(given: Any, recipe: str) -> Format:
     if not isinstance(given, Mapping) or set(given) - {"kind", "group"}:
         raise InputError(f'recipe {recipe}: a format is written {{ kind = "int4", group = 32 }}, not {given!r}')
     kind, group = given.get("kind"), given.get("group")
     if kind not in ("int4", "int8", "fp16", "fp32"):
         raise InputError(f"recipe {recipe}: kind must be int4, int8, fp16 or fp32, it is {kind!r}")
-    if group is not None and (kind != "int4" or group not in (32, 64, 128)):
+    if group is not None and (kind != "int4" or not isinstance(group, int) or group not in (32, 64, 128)):
         raise InputError(
             f"recipe {recipe}: only int4 has groups, of 32, 64 or 128 columns; this is {kind} with {group!r}"
         )

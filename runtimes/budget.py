@@ -26,6 +26,7 @@ Names = tuple[str, ...]
 _FORMATS = (Format("int4", 128), Format("int4", 64), Format("int4", 32), Format("int8"))
 _SEQUENCES, _TOKENS = 4, 128  # read for the sensitivities: their ranking is steady from about 300 tokens on
 _ROWS = 256  # of each weight that errors of formats are compared on
+_LARGEST = 1e18  # number in front of a unit: nobody has more, and a float may overflow
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 
 
@@ -43,7 +44,7 @@ class Budget:
 def parse_size(text: str) -> int:
     """Bytes of a size like 90MB, 1.5GB or 90000000; raises InputError if it is none."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]?)b?\s*", text.lower())
-    if match is None or not float(match.group(1)) > 0:
+    if match is None or not 0 < float(match.group(1)) < _LARGEST:
         raise InputError(f"a size is written like 90MB or 1.5GB, not {text!r}")
     return int(float(match.group(1)) * _UNITS[match.group(2)])
 

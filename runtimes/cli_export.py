@@ -80,6 +80,8 @@ def export_command(
     """
     if bits is not None and size is not None:
         raise InputError("give --bits or --size, not both")
+    if bits is not None and bits != bits:  # compares with nothing, so that it passes as being in the range
+        raise InputError("--bits is a number from 2 to 16, not nan")
     if dry_run:
         _show_plan(model, to, recipe, context, bits is not None or size is not None, as_json)
         return

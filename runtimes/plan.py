@@ -16,6 +16,7 @@ from .plan_memory import ExportCost, Memory, export_cost, phone_memory
 from .plan_model import Description, describe_model, download_bytes
 from .plan_sizes import artifact_bytes
 from .plan_storage import Stored, describe_storage, weight_values
+from .thresholds import limits
 
 TARGET_NAMES = ("onnx", "executorch", "coreml")
 # Shown where nobody names a device: old and new, small and large, of both kinds.
@@ -96,6 +97,7 @@ def plan(
     Raises InputError for a model, recipe, context or device that an export or this plan cannot take.
     """
     chosen = load_recipe(recipe)
+    limits(chosen.thresholds)
     known = read_devices()
     for key in devices:
         if key not in known:

@@ -125,6 +125,8 @@ def test_an_export_keeps_to_its_budget_and_says_what_it_chose(folder, tmp_path, 
         (["--size", "many"], "a size is written like 90MB"),
         (["--size", "1kB", "--bits", "5"], "not both"),
         (["--size", "1kB"], "0.001MB is too little"),
+        (["--bits", "nan"], "a number from 2 to 16, not nan"),
+        (["--size", "9" * 400 + "MB"], "a size is written like 90MB"),
     ],
 )
 def test_a_budget_that_cannot_be_kept_is_one_line(folder, tmp_path, capsys, arguments, expected):

@@ -217,6 +217,7 @@ def test_dry_run_is_the_same_plan(tiny_folder, capsys, tmp_path):
         (["plan", "{tiny}", "--context", "300"], "a context of 300 is out of range"),
         (["plan", "{tiny}", "--recipe", "int3"], "no recipe 'int3'"),
         (["plan", "{tiny}", "--recipe", "int4-g128"], "groups of 128 do not divide its 64 columns"),
+        (["plan", "{tiny}", "--recipe", "{tmp}/limits.toml"], "no threshold 'perplexity'"),
         (["plan", "{tiny}/model.safetensors"], "a plan is made from config.json"),
         (["plan", "{tiny}/.."], "has no config.json"),
         (["plan", "{tiny}/tokenizer.json"], "model_type None is not supported"),
@@ -224,8 +225,9 @@ def test_dry_run_is_the_same_plan(tiny_folder, capsys, tmp_path):
         (["export", "{tiny}", "--dry-run", "--bits", "4.5"], "no --dry-run of them"),
     ],
 )
-def test_bad_input_is_one_line(tiny_folder, capsys, arguments, message):
-    assert run([argument.format(tiny=tiny_folder) for argument in arguments]) == 2
+def test_bad_input_is_one_line(tiny_folder, tmp_path, capsys, arguments, message):
+    (tmp_path / "limits.toml").write_text("thresholds = { perplexity = 1 }\n")
+    assert run([argument.format(tiny=tiny_folder, tmp=tmp_path) for argument in arguments]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1

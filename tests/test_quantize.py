@@ -135,13 +135,16 @@ def test_the_last_matching_override_of_a_recipe_wins(tmp_path):
     [
         ({"bse": "int4"}, "unknown key 'bse'"),
         ({"base": "int3"}, "no built-in recipe 'int3'"),
+        ({"base": ["int4"]}, r"no built-in recipe \['int4'\]"),
         ({"linear": {"kind": "int5"}}, "kind must be"),
         ({"linear": {"kind": "int4"}}, "needs a group"),
         ({"linear": {"kind": "int8", "group": 32}}, "only int4 has groups"),
         ({"linear": {"kind": "int4", "group": 48}}, "only int4 has groups"),
+        ({"linear": {"kind": "int4", "group": 32.0}}, "only int4 has groups"),
         ({"linear": "int4"}, "a format is written"),
         ({"overrides": 3}, "must be tables"),
         ({"thresholds": {"quantization.kl": "low"}}, "must be a number"),
+        ({"thresholds": {"quantization.kl": 10**400}}, "must be a number"),
     ],
 )
 def test_a_recipe_that_is_not_understood_is_refused(content, message):
