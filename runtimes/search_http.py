@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import Iterable
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 import httpcore2
 
@@ -76,6 +76,7 @@ def _ask(pool: httpcore2.ConnectionPool, url: str, deadline: float) -> tuple[byt
     left = deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError
+    url = _ascii(url)
     timeouts = {"timeout": dict.fromkeys(("connect", "read", "write", "pool"), left)}
     with pool.stream("GET", url, headers=_HEADERS, extensions=timeouts) as answer:
         if answer.status in _REDIRECT_CODES:
@@ -84,6 +85,22 @@ def _ask(pool: httpcore2.ConnectionPool, url: str, deadline: float) -> tuple[byt
         if answer.status != 200:
             raise SearchError(f"{_site(url)} answers with HTTP {answer.status}")
         return _read(answer.iter_stream(), url, deadline), None
+
+
+def _ascii(url: str) -> str:
+    """An address as it is sent: letters beyond ASCII as percent signs and bytes, in a host's name by IDNA."""
+    if url.isascii():
+        return url
+    parts = urlsplit(url)
+    try:
+        host = parts.netloc.encode("idna").decode("ascii")
+    except UnicodeError as error:
+        raise SearchError(f"{_site(url)} is no name of a server") from error
+    return parts._replace(netloc=host, path=_quoted(parts.path), query=_quoted(parts.query), fragment="").geturl()
+
+
+def _quoted(text: str) -> str:
+    return "".join(character if character.isascii() else quote(character, errors="replace") for character in text)
 
 
 def _read(chunks: Iterable[bytes], url: str, deadline: float) -> bytes:

@@ -213,3 +213,12 @@ def test_sources_take_turns_and_failures_are_lines():
 )  # fmt: skip
 def test_public_addresses(address, public):
     assert is_public(address) is public
+
+
+def test_addresses_beyond_ascii(server):
+    server.routes["/%C3%BC"] = answer({"found": 1})
+    server.routes["/moved"] = (302, {"Location": server.url + "/\xfc"}, b"")
+    assert ask(server, "/\xfc") == ask(server, "/moved") == {"found": 1}
+    server.routes["/away"] = (302, {"Location": "http://\xfc" + "x" * 70 + ".example/"}, b"")
+    with pytest.raises(SearchError, match="no name of a server"):
+        ask(server, "/away")
