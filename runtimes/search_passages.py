@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 SHORTEST = 200  # characters: shorter paragraphs are put together with what follows
 LONGEST = 1200  # characters: about 300 tokens, so that three passages fit a context of 2,048
+LONGEST_TITLE = 200  # characters
 LARGEST_FILE = 32 << 20  # bytes
 
 _BLANK_LINES = re.compile(r"\n[ \t]*(?:\n[ \t]*)+")
@@ -132,9 +133,10 @@ READERS: Mapping[str, Callable[[str, str], Iterator[tuple[str, str]]]] = {
 def _sized(paragraphs: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
     """Short paragraphs under one heading joined, long ones cut behind a sentence."""
     title, waiting = "", ""
-    for heading, text in paragraphs:
+    for whole_heading, text in paragraphs:
         if not text:
             continue
+        heading = whole_heading[:LONGEST_TITLE]
         if waiting and (heading != title or len(waiting) >= SHORTEST or len(waiting) + len(text) > LONGEST):
             yield title, waiting
             waiting = ""

@@ -12,7 +12,7 @@ import pytest
 from pocketlm.errors import InputError
 from pocketlm.runtimes.cli import run
 from pocketlm.runtimes.search_index import IndexSource, index_folder, keywords
-from pocketlm.runtimes.search_passages import LONGEST, READERS, read_passages
+from pocketlm.runtimes.search_passages import LONGEST, LONGEST_TITLE, READERS, read_passages
 
 PAGE = """<!doctype html><html><head><title>Birds</title><script>alert("x")</script></head><body><nav>Menu</nav>
 <h1>Swifts</h1><p>The common swift sleeps on the wing.</p><div><ul><li>It eats insects.</li></ul></div>
@@ -123,6 +123,11 @@ def test_paragraphs_are_joined_and_cut(tmp_path):
     assert all(len(text) <= LONGEST for text in texts)
     assert "".join(texts).replace(" ", "") == (" ".join(sentences) + "x" * 3000).replace(" ", "")
     assert all(text.startswith("Sentence") and text.endswith(".") for text in texts[:5])
+
+
+def test_a_heading_leaves_room_for_its_text(tmp_path):
+    (tmp_path / "a.md").write_text("# " + "Heading " * 20_000 + "\n\nText.", encoding="utf-8")
+    assert [(len(title), text) for title, text in read_passages(tmp_path / "a.md")] == [(LONGEST_TITLE, "Text.")]
 
 
 def test_text_around_inner_blocks_is_kept():
