@@ -9,11 +9,13 @@ from typing import Any
 
 from ..errors import InputError
 from .chat_template import ROLES, Message
+from .plain_text import plain
 from .sampling import Sampling
 
 MOST_LOGPROBS = 20
 MOST_PROMPTS = 64
 _MOST_STOPS = 4
+_LONGEST_SHOWN = 100  # characters of a parameter's name
 
 _COMMON = frozenset(
     {
@@ -102,7 +104,7 @@ def _fields(body: Any, known: frozenset[str]) -> dict[str, Any]:
         raise InputError("the body must be a JSON object")
     unknown = sorted(set(body) - known)
     if unknown:
-        raise InputError(f"{unknown[0]} is not supported")
+        raise InputError(f"{plain(unknown[0], _LONGEST_SHOWN)} is not supported")
     for key, allowed in _WITHOUT_EFFECT.items():
         if key in body and body[key] not in allowed:
             raise InputError(f"{key} = {body[key]!r} is not supported")
@@ -223,7 +225,10 @@ def _number(fields: Mapping[str, Any], key: str, default: float) -> float:
         return default
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise InputError(f"{key} must be a number, it is {value!r}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise InputError(f"{key} is too large") from error
 
 
 def _whole(fields: Mapping[str, Any], key: str, least: int, most: int = 2**64) -> int:
