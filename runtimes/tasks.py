@@ -69,7 +69,7 @@ def read_task_file(path: Path) -> Task:
     try:
         if path.stat().st_size > LARGEST_FILE:
             raise InputError(f"{path}: is larger than {LARGEST_FILE >> 20} MB; cut it into several tasks")
-        content = path.read_bytes().decode("utf-8")
+        content = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); --tasks takes a file of JSON lines") from error
     except UnicodeDecodeError as error:

@@ -29,7 +29,16 @@ from pocketlm.runtimes.task_scoring import (
 )
 from pocketlm.runtimes.task_sources import open_task, read_bigbench
 from pocketlm.runtimes.task_statistics import mcnemar, paired, wilson
-from pocketlm.runtimes.tasks import MultipleChoice, RunningText, ShortAnswer, digest, limited, parse_item, parse_task
+from pocketlm.runtimes.tasks import (
+    MultipleChoice,
+    RunningText,
+    ShortAnswer,
+    digest,
+    limited,
+    parse_item,
+    parse_task,
+    read_task_file,
+)
 from scipy.stats import binomtest
 from test_generate import STOP, VOCABULARY, encode
 from tiny_tokenizers import chatml_tokenizer
@@ -80,6 +89,12 @@ def test_pairs_are_counted():
 def test_lines_that_are_no_items(line, message):
     with pytest.raises(InputError, match=message):
         parse_task('{"text": "one two"}\n' + line, "t", "t.jsonl")
+
+
+def test_a_file_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + b'{"text": "one two"}\r\n')
+    assert read_task_file(path).items == (RunningText("one two"),)
 
 
 def test_a_file_of_all_kinds():
