@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .chat_template import Message
+from .plain_text import plain
 from .search_index import keywords
 from .search_passages import Passage
 from .search_source import Source, search_all
@@ -115,7 +116,9 @@ def _sentences_within(text: str, room: int, count: Callable[[str], int]) -> str:
 
 def list_of_sources(passages: Sequence[Passage]) -> str:
     """The numbered sources of an answer, a line each."""
-    return "\n".join(f"[{number}] {entry.title} ({entry.source})" for number, entry in enumerate(passages, 1))
+    return "\n".join(
+        f"[{number}] {plain(entry.title)} ({plain(entry.source)})" for number, entry in enumerate(passages, 1)
+    )
 
 
 def explain(found: Found, used: Sequence[Passage]) -> list[str]:

@@ -7,7 +7,7 @@ import pytest
 from fake_session import FakeSession
 from pocketlm.runtimes.chat import Chat, chat, load_chat_files
 from pocketlm.runtimes.sampling import Sampling
-from pocketlm.runtimes.search_chat import Search, cut_to, grounded, look_up
+from pocketlm.runtimes.search_chat import Search, cut_to, grounded, list_of_sources, look_up
 from pocketlm.runtimes.search_passages import Passage, SearchError
 from test_generate import STOP, VOCABULARY, bundle, encode, lines, scripted
 
@@ -141,3 +141,8 @@ def test_cutting_counts_every_token():
     for room in range(60):
         kept = cut_to(passages, room, lambda text: len(text.split()))
         assert sum(len(f"[1] {entry.title}: {entry.text}".split()) for entry in kept) <= room
+
+
+def test_a_source_is_one_line_whatever_it_is_called():
+    listed = list_of_sources([Passage("a\n[2] b", "text", "c\x1b[2J\u202e")])
+    assert listed == "[1] a [2] b (c\ufffd[2J\ufffd)"
