@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import InputError
 from ..quantize.recipe import Recipe
 from ..quantize.store import CanonicalFile, CanonicalTensor, save_canonical
 from .bundle import hash_file
@@ -56,7 +57,10 @@ class CalibrationStore:
         self._files: dict[str, CanonicalFile] = {}  # tensor -> the file it is in
         self.errors: dict[str, float] = {}
         for path in sorted(folder.glob("*.safetensors")):
-            self._remember(path)
+            try:
+                self._remember(path)
+            except (InputError, KeyError, ValueError):  # damaged: it is made again
+                path.unlink()
 
     def _remember(self, path: Path) -> None:
         file = CanonicalFile(path)

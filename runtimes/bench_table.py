@@ -24,6 +24,10 @@ def bench_table(results: Mapping[str, Any]) -> Table:
     for name, target in results["targets"].items():
         for length, found in target["lengths"].items():
             table.add_row(name, length, *_cells(found))
+    if results["left_out"]:
+        lengths = ", ".join(map(str, results["left_out"]))
+        table.caption = f"Left out, as the context has no room for them and the new tokens: {lengths}"
+        table.caption_justify = "left"
     return table
 
 

@@ -239,6 +239,9 @@ def _turn(talk: Chat, messages: Sequence[Message], line: str, cached: list[int],
     except InputError as error:
         print(f"({error})", file=output)
         return list(messages)
+    except KeyboardInterrupt:  # a search that hangs
+        print("(stopped)", file=output)
+        return list(messages)
     kept = prompt.kept
     if len(kept) < len(asked):
         print(

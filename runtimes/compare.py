@@ -98,8 +98,8 @@ def compare(old: Path, new: Path, allowed: Mapping[str, float]) -> Comparison:
 
     allowed  name of a figure -> share by which it may get worse, as ``allowed_changes`` gives
 
-    Losing a target, its identity of weights, or its verdict is always worse. Raises InputError for anything that holds
-    no certificate.
+    Losing a target, its identity of weights, its verdict, or errors to `--certify identity` is always worse.
+    Raises InputError for anything that holds no certificate.
     """
     before, after = read_certificate(old), read_certificate(new)
     changes = [change for name in {**before, **after} for change in _changes(name, before, after, allowed)]
@@ -136,6 +136,9 @@ def _changes(
     for name, key in (("passed", "passed"), ("weights identical", "weights_identical")):
         if bool(old.get(key)) != bool(new.get(key)):
             yield Change(target, name, _truth(old.get(key)), _truth(new.get(key)), not new.get(key))
+    if bool(old.get("left_out")) != bool(new.get("left_out")):
+        full = _truth(not old.get("left_out")), _truth(not new.get("left_out"))
+        yield Change(target, "verified in full", *full, bool(new.get("left_out")))
     for name, value in _VALUES.items():
         first, second = _number(old, value.path), _number(new, value.path)
         if first != second:
@@ -167,7 +170,7 @@ def show(name: str, value: float | None) -> str:
     """A figure as people read it."""
     if value is None:
         return "-"
-    if name in ("target", "passed", "weights identical"):
+    if name in ("target", "passed", "weights identical", "verified in full"):
         return "yes" if value else "NO"
     if name in ("size", "memory"):
         return f"{value / 1e6:.1f} MB"

@@ -118,7 +118,22 @@ def _soup(text: str) -> Tag:
         from bs4 import BeautifulSoup
     except ImportError as error:
         raise InputError("indexing needs beautifulsoup4; run: pip install 'pocketlm[search]'") from error
-    return BeautifulSoup(text, "html.parser")
+    return BeautifulSoup(_without_comments(text), "html.parser")
+
+
+def _without_comments(text: str) -> str:
+    """As a browser reads it: a comment that nobody closed lasts to the end.
+
+    The parser would look for an end from each start.
+    """
+    parts, at = [], 0
+    while (start := text.find("<!--", at)) >= 0:
+        parts.append(text[at:start])
+        end = text.find("-->", start + 4)
+        if end < 0:
+            return "".join(parts)
+        at = end + 3
+    return "".join([*parts, text[at:]])
 
 
 READERS: Mapping[str, Callable[[str, str], Iterator[tuple[str, str]]]] = {

@@ -6,6 +6,7 @@ import pytest
 from pocketlm.runtimes import bench as bench_module
 from pocketlm.runtimes.bandwidth import Bandwidth, best_of, measure_bandwidth
 from pocketlm.runtimes.bench import Run, bench
+from pocketlm.runtimes.bench_table import bench_table
 from pocketlm.runtimes.cli import run
 
 
@@ -27,6 +28,7 @@ def quick_bandwidth(monkeypatch):
 def test_several_lengths(bundle):
     found = bench(bundle, new_tokens=4, runs=3, threads=1, lengths=(64, 8, 8, 300))
     assert (found["prompt_tokens"], found["lengths"], found["left_out"]) == (64, [64, 8], [300])
+    assert bench_table(found).caption == "Left out, as the context has no room for them and the new tokens: 300"
     onnx = found["targets"]["onnx"]
     assert list(onnx["lengths"]) == ["64", "8"]
     for measured in onnx["lengths"].values():

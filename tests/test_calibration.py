@@ -232,6 +232,15 @@ def test_interrupted_work_goes_on(model, tmp_path):
     assert kept.items() <= after.items()
 
 
+def test_a_damaged_file_of_the_cache_is_made_again(model, tmp_path):
+    store = run(model, tmp_path)
+    names = set(store)
+    damaged = sorted(tmp_path.glob("*.safetensors"))[1]
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    assert set(CalibrationStore(tmp_path)) < names
+    assert set(run(model, tmp_path)) == names
+
+
 def test_what_nobody_uses_is_forgotten(tmp_path):
     now = time.time()
     for name, days in ("old", UNUSED_DAYS + 1), ("used", UNUSED_DAYS + 1), ("new", 1):

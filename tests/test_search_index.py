@@ -5,6 +5,7 @@ import random
 import re
 import sqlite3
 import struct
+import time
 from collections import Counter
 from contextlib import closing
 
@@ -137,6 +138,12 @@ def test_text_around_inner_blocks_is_kept():
         ("T", "intro"), ("T", "left open"), ("Two", "a bold word"), ("Two", "one"), ("Two", "two"), ("Two", "end"),
         ("Two", "last"),
     ]  # fmt: skip
+
+
+def test_comments_that_nobody_closes_take_no_time():
+    started = time.process_time()
+    assert list(READERS[".html"]("<p>a<!-- x --> b</p>" + "<!--" * 100_000, "x")) == [("x", "a b")]
+    assert time.process_time() - started < 20  # minutes, if an end were looked for from each start
 
 
 def test_deep_and_broken_html(tmp_path):
