@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .target import Target
 
 _MB = 1 << 20
-_PROCESS = 128 * _MB  # with the tokenizer
+PROCESS = 128 * _MB  # with the tokenizer
 _PIECES = 5  # that are quantised, or wait for it or behind it
 _PIECE_BYTES = 14  # for a value of a piece: as stored, float32, its error, codes
 _WHOLE_BYTES = 16  # for a value of a matrix that can only be read whole
@@ -65,17 +65,15 @@ def check_memory(
         raise InputError(
             f"--max-memory cannot be kept with {what} the model to choose integers; give --recipe int4-rtn or int8-rtn"
         )
-    needs = memory_needs(
-        source.checkpoint, source.config, recipe, context, [target.name for target in targets], certify
-    )
+    base = -(-resident_bytes() // PROCESS) * PROCESS  # rounded, so that it is the same next time
+    names = [target.name for target in targets]
+    needs = memory_needs(source.checkpoint, source.config, recipe, context, names, certify, base)
     phase = max(needs, key=lambda name: needs[name])
     if needs[phase] <= max_memory:
         return
     advice = [f"--max-memory {_gigabytes(needs[phase])}"]
     if certify == "full":
-        less = memory_needs(
-            source.checkpoint, source.config, recipe, context, [target.name for target in targets], "identity"
-        )
+        less = memory_needs(source.checkpoint, source.config, recipe, context, names, "identity", base)
         advice.append(f"--certify identity, which runs nothing and needs {_gigabytes(max(less.values()))}")
     raise InputError(
         f"to {phase} takes {_gigabytes(needs[phase])}, more than --max-memory {_gigabytes(max_memory)}; "
@@ -84,10 +82,15 @@ def check_memory(
 
 
 def memory_needs(
-    checkpoint: Tensors, config: ModelConfig, recipe: Recipe, context: int, targets: Sequence[str], certify: str
+    checkpoint: Tensors,
+    config: ModelConfig,
+    recipe: Recipe,
+    context: int,
+    targets: Sequence[str],
+    certify: str,
+    base: int,
 ) -> Mapping[str, int]:
-    """Bytes of resident memory that each phase of a data-free export takes at most, with what is taken already."""
-    base = -(-resident_bytes() // _PROCESS) * _PROCESS  # rounded, so that it is the same next time
+    """Bytes of resident memory that phases of a data-free export take at most; ``base`` the process has already."""
     largest, widest = _largest_matrix(checkpoint), _widest_linear(checkpoint, config)
     size = _artifact_bytes(checkpoint, recipe)
     whole = largest * _WHOLE_BYTES * _PIECES if _reads_whole(checkpoint, config) else 0

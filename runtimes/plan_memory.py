@@ -9,7 +9,7 @@ from ..export.apple import PREFILL_TOKENS, cache_slots, fixed_functions, state_s
 from ..export.config import EMBEDDING, ModelConfig
 from ..quantize.recipe import Format
 from .calibration import TRAINED_WEIGHTS
-from .memory_need import Tensors, memory_needs
+from .memory_need import PROCESS, Tensors, memory_needs
 from .plan_storage import Stored, code_bytes, coreml_data_bytes, scale_count
 
 PROMPT_TOKENS = 512  # of one call: what our runtimes for ExecuTorch give it; ONNX Runtime takes a prompt as it comes
@@ -152,7 +152,7 @@ def export_cost(tensors: Tensors, stored: Stored, targets: tuple[str, ...]) -> E
     )
     if method == "calibrated" and trained > TRAINED_WEIGHTS:
         method = "layerwise"
-    needs = memory_needs(tensors, stored.config, stored.recipe, stored.context, targets, "full")
+    needs = memory_needs(tensors, stored.config, stored.recipe, stored.context, targets, "full", PROCESS)
     widest = max(
         prod(shape) for name, shape in stored.shapes.items() if name not in (EMBEDDING, stored.config.head_name)
     )
