@@ -115,9 +115,9 @@ def export(
     targets = [get_target(name) for name in dict.fromkeys(to)]
     if not targets:
         raise InputError("name at least one target with --to")
-    for given, allowed in ((coreml_shapes, FUNCTIONS), (certify, CERTIFY)):
+    for name, given, allowed in (("coreml_shapes", coreml_shapes, FUNCTIONS), ("certify", certify, CERTIFY)):
         if given not in allowed:
-            raise InputError(f"{given!r} is none of {', '.join(allowed)}")
+            raise InputError(f"{name} must be one of {', '.join(allowed)}, it is {given!r}")
     opened = _open(model, recipe, context, calibration, adapters, targets)
     if max_memory is not None:
         check_memory(opened.source, opened.recipe, opened.context, targets, max_memory, certify, budget is not None)

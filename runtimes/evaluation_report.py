@@ -11,6 +11,7 @@ from ..errors import InputError
 from .evaluate import Evaluation
 from .quality import Interval
 from .svg import Labels, line_chart, scatter
+from .write_files import write_files
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -103,13 +104,7 @@ def write_pictures(found: Evaluation, folder: Path) -> list[Path]:
             {name: _stream(candidate.layer_errors or {}) for name, candidate in found.candidates.items()},
         ),
     }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, picture in pictures.items():
-            (folder / name).write_text(picture, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror})") from error
-    return [folder / name for name in pictures]
+    return write_files(folder, pictures)
 
 
 def _stream(errors: Mapping[str, float]) -> list[tuple[float, float]]:

@@ -30,6 +30,7 @@ _PIECE_BYTES = 14  # for a value of a piece: as stored, float32, its error, code
 _WHOLE_BYTES = 16  # for a value of a matrix that can only be read whole
 _WRITERS = {"onnx": 100 * _MB, "executorch": 60 * _MB, "coreml": 1100 * _MB}  # libraries, and the graph
 _TORCH = 600 * _MB
+_ENDING = 150 * _MB  # what torch takes while the process ends
 _RUNTIMES = {"onnx": 200 * _MB, "executorch": 400 * _MB, "coreml": 700 * _MB}
 _LOADED = {"onnx": 2.2, "executorch": 2.2, "coreml": 3.0}  # a loaded artifact's memory over its size
 
@@ -97,6 +98,7 @@ def memory_needs(
     early = _TORCH if certify == "full" else 0  # transformers' tokenizer brings it; else it comes when all is written
     needs = {"quantise": base + early + 64 * _MB + max(whole, PIECE_VALUES * _PIECE_BYTES * _PIECES) + 2 * largest}
     needs["compare the tokenizer"] = base + _TORCH + max(_WRITERS[name] for name in targets)
+    needs["end"] = needs["compare the tokenizer"] + _ENDING
     for name in targets:
         written = base + early + _WRITERS[name] + max(2 * widest, 5 * largest // 4)
         if name == "coreml":

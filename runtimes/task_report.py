@@ -8,7 +8,6 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
 from .plain_text import plain
 from .quality import Interval, interval
 from .svg import Labels, interval_chart
@@ -16,6 +15,7 @@ from .task_run import Comparison, Side
 from .task_scoring import Outcome, bits_per_byte
 from .task_statistics import Paired, paired, wilson
 from .tasks import Item, MultipleChoice, RunningText, ShortAnswer, digest
+from .write_files import write_files
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -329,10 +329,4 @@ def picture(found: Comparison) -> str:
 def write_report(found: Comparison, folder: Path, content: str) -> list[Path]:
     """Write report.md, report.json (``content``) and report.svg into a folder; raises InputError if it cannot be."""
     files = {"report.md": markdown(found), "report.json": content + "\n", "report.svg": picture(found)}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in files.items():
-            (folder / name).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror})") from error
-    return [folder / name for name in files]
+    return write_files(folder, files)

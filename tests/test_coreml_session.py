@@ -61,7 +61,7 @@ def test_the_command_line_offers_the_flexible_function(tmp_path, tiny_folder, ca
     assert MilPackage(tmp_path / "b/coreml" / PACKAGE).function_names == ("main",)
     assert run([*arguments, "--coreml-shapes", "round", "--overwrite"]) == 2
     assert "'round' is not one of" in capsys.readouterr().err
-    with pytest.raises(InputError, match="'round' is none of fixed, flexible"):
+    with pytest.raises(InputError, match="coreml_shapes must be one of fixed, flexible"):
         export(str(tiny_folder), tmp_path / "c", to=("coreml",), recipe="int8-rtn", coreml_shapes="round")
 
 

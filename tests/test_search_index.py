@@ -5,7 +5,6 @@ import random
 import re
 import sqlite3
 import struct
-import time
 from collections import Counter
 from contextlib import closing
 
@@ -140,10 +139,9 @@ def test_text_around_inner_blocks_is_kept():
     ]  # fmt: skip
 
 
-def test_comments_that_nobody_closes_take_no_time():
-    started = time.process_time()
+def test_a_comment_that_nobody_closes_lasts_to_the_end():
+    """Looking for an end from each start would take longer than a test may."""
     assert list(READERS[".html"]("<p>a<!-- x --> b</p>" + "<!--" * 100_000, "x")) == [("x", "a b")]
-    assert time.process_time() - started < 20  # minutes, if an end were looked for from each start
 
 
 def test_deep_and_broken_html(tmp_path):
