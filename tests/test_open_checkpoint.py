@@ -41,7 +41,8 @@ def test_a_folder_goes_before_a_hub_id(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     "model", ["nope", "/a/b", "./a/b", "a/b/c", "a/b.gguf", "../b", "", "a\0b", "~nobody/x", "x" * 5000]
 )
-def test_what_is_nothing(model: str) -> None:
+def test_what_is_nothing(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # whatever lies around the clone
     assert "no such file or folder; not a known demo model (smollm2-135m), and not a Hub id" in refusal(model)
 
 
