@@ -2,8 +2,8 @@
 
 Two walks of the decoder over all sequences at once, layer after layer. The first finds the factors of AWQ and folds
 them. The second runs the source model and the model quantised so far side by side: a linear that is reached is
-quantised, so that what it loses can be made up for by those behind it. Memory holds the activations of the text, one
-layer's weights, and the sums of one layer.
+quantised, so that what it loses can be made up for by those behind it; the last is the head, if it gets 4 bits. Memory
+holds the activations of the text, one layer's weights, and the sums of one layer.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from .statistics import magnitudes, second_moments
 from .to_torch import TorchOps
 
 _FACTOR_SEQUENCES = 8  # the factors' exponents have few values: more text does not change them
+_ROWS_AT_ONCE = 32768  # a head has many more than other weights, and several arrays of this size are held
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def calibrate(
     with ThreadPoolExecutor(threads) as pool, one_thread_each(), torch.inference_mode():
         factors = _find_factors(weights, config, recipe, plan, tokens, store, step, pool)
         folded = FoldedWeights(weights, plan.folds, factors)
-        solver = _Solver(plan, folded, recipe, store, pool, step)
+        solver = _Solver(plan, folded, recipe, store, pool, step, config.head_name)
         if not all(map(solver.is_finished, plan.groups)):
             _walk([folded, solver.quantised], config, tokens, pool, solver.hear_input)
         small = {name: folded[name] for name in sorted(folded.changed) if name not in store}
@@ -155,10 +156,12 @@ class _Solver:
         store: CalibrationStore,
         pool: ThreadPoolExecutor,
         step: Callable[[], None],
+        head_name: str,
     ) -> None:
         self._plan, self._folded, self._recipe = plan, folded, recipe
         self._store, self._pool, self._step = store, pool, step
-        self.quantised: Weights = Overlay(store, folded)
+        # A tied head is quantised last: until then, and whenever work goes on, the embedding is the source's.
+        self.quantised: Weights = Overlay(store, folded, below=(head_name,))
 
     def is_finished(self, names: Names) -> bool:
         """Whether the store holds the group."""
@@ -181,30 +184,44 @@ class _Solver:
         errors: dict[str, float] = {}
         for form in dict.fromkeys(map(self._recipe.format_of, names)):
             parts = {n: source_weight(self._folded, n) for n in names if self._recipe.format_of(n) == form}
-            wanted = {name: weight + weight @ change for name, weight in parts.items()} if form.bits else parts
-            for name, tensor in self._quantize(wanted, form, hessian).items():
+            for name, tensor in self._quantize(parts, form, hessian, change).items():
                 tensors[name] = tensor
                 if isinstance(tensor, QuantizedTensor):
                     errors[name] = output_error(parts[name], hessian, tensor)
         self._store.save(names, tensors, errors)
 
-    def _quantize(self, parts: Mapping[str, Array], form: Format, hessian: Array) -> dict[str, CanonicalTensor]:
-        """Weights of one format and one input, solved together."""
+    def _quantize(
+        self, parts: Mapping[str, Array], form: Format, hessian: Array, change: Array
+    ) -> dict[str, CanonicalTensor]:
+        """Weights of one format and one input, changed by ``change`` to make up for what was lost, solved together."""
         if form.bits is None:
             if form.kind == "fp32":
                 return dict(parts)
             return {name: weight.astype(np.float16) for name, weight in parts.items()}
-        stacked = np.concatenate(list(parts.values()))
+        weights = list(parts.values())
+        stacked = weights[0] if len(weights) == 1 else np.concatenate(weights)
+        solved = []
         try:
-            solved = quantize_for_inputs(stacked, hessian, form.bits, form.group, self._pool.map)
+            for start in range(0, len(stacked), _ROWS_AT_ONCE):
+                rows = stacked[start : start + _ROWS_AT_ONCE]
+                wanted = rows + rows @ change
+                solved.append(quantize_for_inputs(wanted, hessian, form.bits, form.group, self._pool.map))
         except InputError as error:
             raise InputError(f"{next(iter(parts))}: {error}") from error
+        whole = _below_each_other(solved)
         result: dict[str, CanonicalTensor] = {}
         start = 0
         for name, weight in parts.items():
-            result[name] = solved.rows(start, start + len(weight))
+            result[name] = whole.rows(start, start + len(weight))
             start += len(weight)
         return result
+
+
+def _below_each_other(parts: Sequence[QuantizedTensor]) -> QuantizedTensor:
+    if len(parts) == 1:
+        return parts[0]
+    codes, scales = np.concatenate([part.codes for part in parts]), np.concatenate([part.scales for part in parts])
+    return QuantizedTensor(codes, scales, parts[0].bits)
 
 
 def _factors_name(names: Names) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,10 +59,12 @@ def exact_factors(factors: Array, norm: Array) -> Array:
 
 
 class Overlay:
-    """The upper weights, and the lower ones where the upper have none."""
+    """The upper weights, and the lower ones where the upper have none, or the name is one of ``below``."""
 
-    def __init__(self, upper: Weights | Mapping[str, CanonicalTensor], lower: Weights) -> None:
-        self._upper, self._lower = upper, lower
+    def __init__(
+        self, upper: Weights | Mapping[str, CanonicalTensor], lower: Weights, below: Collection[str] = ()
+    ) -> None:
+        self._upper, self._lower, self._below = upper, lower, below
 
     def __contains__(self, name: object) -> bool:
         return name in self._lower
@@ -71,7 +73,8 @@ class Overlay:
         return iter(self._lower)
 
     def __getitem__(self, name: str) -> CanonicalTensor:
-        return self._upper[name] if name in self._upper else self._lower[name]
+        from_upper = name in self._upper and name not in self._below
+        return self._upper[name] if from_upper else self._lower[name]
 
 
 def source_weight(weights: Weights, name: str) -> Array:

@@ -71,8 +71,12 @@ class Recipe:
         return chosen
 
     def is_calibrated(self, name: str) -> bool:
-        """Whether the weight's integers depend on a calibration text."""
-        return self.method != "rtn" and self.format_of(name).bits is not None and name not in _TABLES
+        """Whether the weight's integers depend on a calibration text, if it is a linear layer's.
+
+        A head of 8 bits does not need that: rounded to nearest, it loses next to nothing.
+        """
+        bits = self.format_of(name).bits
+        return self.method != "rtn" and (bits == 4 if name in _TABLES else bits is not None)
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object, for the manifest."""
@@ -87,11 +91,13 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe("int4", Format("int4", 32), _INT8, method="calibrated"),
         Recipe("int4-g64", Format("int4", 64), _INT8, method="calibrated"),
         Recipe("int4-g128", Format("int4", 128), _INT8, method="calibrated"),
+        Recipe("int4-fast", Format("int4", 64), Format("int4", 64), method="calibrated"),
         Recipe("int4-tuned", Format("int4", 32), _INT8, method="tuned"),
         Recipe("int4-g64-tuned", Format("int4", 64), _INT8, method="tuned"),
         Recipe("int4-rtn", Format("int4", 32), _INT8),
         Recipe("int4-g64-rtn", Format("int4", 64), _INT8),
         Recipe("int4-g128-rtn", Format("int4", 128), _INT8),
+        Recipe("int4-fast-rtn", Format("int4", 64), Format("int4", 64)),
         Recipe("int8", _INT8, _INT8, method="layerwise"),
         Recipe("int8-rtn", _INT8, _INT8),
         Recipe("fp16", Format("fp16"), Format("fp16")),

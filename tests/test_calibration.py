@@ -19,10 +19,12 @@ from pocketlm.quantize.gptq import damped, factorize, gptq_codes
 from pocketlm.quantize.recipe import load_recipe, parse_recipe
 from pocketlm.quantize.refine import output_error, refine
 from pocketlm.quantize.rtn import best_scales, round_to_nearest
+from pocketlm.quantize.store import CanonicalFile
 from pocketlm.quantize.tensor import QuantizedTensor, same, to_scale_grid
 from pocketlm.runtimes.calibration import cut_sequences, read_calibration_text
 from pocketlm.runtimes.metrics import deviation
 from pocketlm.runtimes.tokenizer import Tokenizer
+from safetensors.numpy import load_file
 from tiny import tiny_llama
 
 LAYER = "model.layers.0."
@@ -134,10 +136,13 @@ def test_factors_favour_the_columns_that_matter():
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """(configuration, source weights) of a tiny model with biases."""
-    from safetensors.numpy import load_file
-
     folder = tiny_llama(tmp_path_factory.mktemp("m") / "m", attention_bias=True, mlp_bias=True)
-    return parse_config(json.loads((folder / "config.json").read_text())), load_file(folder / "model.safetensors")
+    return parse_config(json.loads((folder / "config.json").read_text())), load_source(folder)
+
+
+def load_source(folder):
+    """Weights in fp32, by name."""
+    return load_file(folder / "model.safetensors")
 
 
 def token_ids(sequences=16, length=96, seed=0):
@@ -193,6 +198,40 @@ def test_calibrated_weights_are_closer_to_the_model_on_other_text(model, tmp_pat
     calibrated = dict(weights) | {name: store[name] for name in store}
     found = deviation(source, reference_logits(calibrated, config, unseen)).kl
     assert found < 0.9 * deviation(source, reference_logits(rtn, config, unseen)).kl
+
+
+SMALL_HEAD = parse_recipe({"embedding": {"kind": "int4", "group": 32}}, "small head")
+
+
+def small_head(folder, tied):
+    """A tiny model whose head's inputs differ in size, and its calibration with a head of 4 bits."""
+    made = tiny_llama(folder / "m", tied=tied)
+    config, weights = parse_config(json.loads((made / "config.json").read_text())), load_source(made)
+    weights["model.norm.weight"] *= np.geomspace(0.1, 4, 64, dtype=np.float32)
+    return (config, weights), run((config, weights), folder / "store", SMALL_HEAD)
+
+
+def test_a_head_of_four_bits_is_chosen_for_its_inputs(tmp_path):
+    (config, weights), store = small_head(tmp_path, tied=False)
+    assert "model.embed_tokens.weight" not in store
+    unseen, head = token_ids(seed=1), weights["lm_head.weight"]
+    source = reference_logits(weights, config, unseen)
+    solved = weights | {name: store[name] for name in store}
+    rtn, calibrated = (
+        deviation(source, reference_logits(solved | {"lm_head.weight": found}, config, unseen)).kl
+        for found in (round_to_nearest(head, 4, 32), store["lm_head.weight"])
+    )
+    assert calibrated < 0.8 * rtn
+
+
+def test_a_calibration_goes_on_behind_a_tied_head(tmp_path):
+    model, whole = small_head(tmp_path, tied=True)
+    assert isinstance(whole["model.embed_tokens.weight"], QuantizedTensor)
+    again = run(model, tmp_path / "again", SMALL_HEAD)
+    lost = "model.layers.1.mlp.down_proj.weight"
+    next(path for path in (tmp_path / "again").iterdir() if lost in CanonicalFile(path)).unlink()
+    again = run(model, tmp_path / "again", SMALL_HEAD)
+    assert equal(whole, again)
 
 
 def _rounded(name, tensor):
