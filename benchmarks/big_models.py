@@ -1,6 +1,6 @@
 """Big models through a small machine: time and peak memory of quantising and writing them. Random weights, true shapes.
 
-    python benchmarks/big_models.py make phi-3-mini FOLDER        # 7.6 GB; llama-3-8b: 16 GB
+    python benchmarks/big_models.py make phi-3-mini FOLDER        # 7.6 GB; llama-3-8b: 16 GB, llama-3.2-1b: 2.5 GB
     python benchmarks/big_models.py measure FOLDER [--targets onnx coreml executorch]
 
 ``make`` writes config.json as published, shards of safetensors as transformers splits them, and a small tokenizer whose
@@ -40,7 +40,8 @@ def published_config(name: str) -> dict[str, Any]:
     """config.json of a model, as published; the code that Phi-3's names is transformers' own by now."""
     if name == "llama-3-8b":
         return dict(LLAMA_3_8B)
-    config: dict[str, Any] = json.loads((CONFIGS / f"{name}-4k.json").read_text())
+    file = "phi-3-mini-4k.json" if name == "phi-3-mini" else f"{name}.json"
+    config: dict[str, Any] = json.loads((CONFIGS / file).read_text())
     return {key: value for key, value in config.items() if key != "auto_map"}
 
 
@@ -62,7 +63,8 @@ def stored_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         prefix = f"model.layers.{layer}."
         shapes |= {f"{prefix}{name}.weight": shape for name, shape in linears.items()}
         shapes |= {f"{prefix}{name}.weight": (hidden,) for name in ("input_layernorm", "post_attention_layernorm")}
-    return shapes | {"model.norm.weight": (hidden,), "lm_head.weight": (vocab, hidden)}
+    head = {} if config.get("tie_word_embeddings") else {"lm_head.weight": (vocab, hidden)}
+    return shapes | {"model.norm.weight": (hidden,)} | head
 
 
 def random_rows(shape: tuple[int, ...], kind: str, seed: int) -> Iterator[np.ndarray]:

@@ -47,18 +47,24 @@ def type_of(name: str, columns: int, layers: int, method: str) -> str:
     return wanted if columns % 256 == 0 else FALLBACK[wanted]
 
 
-def quantised(found: ctypes.CDLL, weight: np.ndarray, kind: str) -> tuple[np.ndarray, int]:
-    """The weight after a round trip, and the bytes in between."""
+def packed(found: ctypes.CDLL, weight: np.ndarray, kind: str) -> np.ndarray:
+    """The blocks of a weight, as bytes."""
     number, block, size = TYPES[kind]
     weight = np.ascontiguousarray(weight, np.float32)
-    packed = np.empty(weight.size // block * size, np.uint8)
-    written = found.ggml_quantize_chunk(number, weight.ctypes.data, packed.ctypes.data, 0, *weight.shape, None)
-    assert written == packed.size, (written, packed.size)
-    result = np.empty_like(weight)
+    blocks = np.empty(weight.size // block * size, np.uint8)
+    written = found.ggml_quantize_chunk(number, weight.ctypes.data, blocks.ctypes.data, 0, *weight.shape, None)
+    assert written == blocks.size, (written, blocks.size)
+    return blocks
+
+
+def quantised(found: ctypes.CDLL, weight: np.ndarray, kind: str) -> tuple[np.ndarray, int]:
+    """The weight after a round trip, and the bytes in between."""
+    blocks = packed(found, weight, kind)
+    result = np.empty(weight.shape, np.float32)
     unpack = getattr(found, f"dequantize_row_{kind.replace('Q', 'q')}")
     unpack.argtypes, unpack.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64], None
-    unpack(packed.ctypes.data, result.ctypes.data, weight.size)
-    return result, packed.size
+    unpack(blocks.ctypes.data, result.ctypes.data, weight.size)
+    return result, blocks.size
 
 
 def main() -> None:
