@@ -24,7 +24,7 @@ from ..export.genai_config import genai_config_bytes
 from ..export.gguf_codes import STORED_KINDS
 from ..export.hub import is_hub_id
 from ..export.open_checkpoint import open_checkpoint
-from ..quantize.recipe import Recipe, load_recipe, recipe_to_toml
+from ..quantize.recipe import DEFAULT_RECIPE, Recipe, load_recipe, recipe_to_toml
 from ..quantize.store import CanonicalFile
 from .arm64_arithmetic import arm_expectations
 from .budget import Budget, fit_recipe
@@ -84,7 +84,7 @@ def export(
     output: str | Path,
     *,
     to: Sequence[str] = ("onnx",),
-    recipe: str = "int4",
+    recipe: str = DEFAULT_RECIPE,
     calibration: Path | None = None,
     budget: Budget | None = None,
     context: int | None = None,

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from ..errors import InputError
+from ..quantize.recipe import DEFAULT_RECIPE
 from .cli_shared import TARGET_NAMES, adapter_option, examples, json_option, print_json, progress_for, show_certificate
 
 
@@ -25,9 +26,10 @@ from .cli_shared import TARGET_NAMES, adapter_option, examples, json_option, pri
 )
 @click.option(
     "--recipe",
-    default="int4",
+    default=DEFAULT_RECIPE,
     show_default=True,
-    help="int4, int4-g64, int4-g128, int8 (each also with -rtn), int4-tuned, int4-g64-tuned, fp16, fp32, or a .toml.",
+    help="int4-fast, int4, int4-g64, int4-g128, int8 (each also with -rtn), int4-tuned, int4-g64-tuned, fp16, fp32, or "
+    "a .toml.",
 )
 @click.option(
     "--calibration",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..quantize.recipe import DEFAULT_RECIPE
 from .cli_shared import TARGET_NAMES, examples, json_option, print_json
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 )
 @click.argument("model")
 @click.option("--device", multiple=True, metavar="NAME", help="A phone or laptop of devices.toml; may be repeated.")
-@click.option("--recipe", default="int4", show_default=True, help="As for export.")
+@click.option("--recipe", default=DEFAULT_RECIPE, show_default=True, help="As for export.")
 @click.option("--context", type=int, help="Tokens that the cache holds.  [default: 2048, or the model's limit]")
 @click.option("--to", multiple=True, type=click.Choice(TARGET_NAMES), help="Targets.  [default: all]")
 @json_option

@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import InputError
 from ..export.canonical import check_formats, check_patterns
 from ..export.config import DEFAULT_CONTEXT, ModelConfig, parse_config
-from ..quantize.recipe import Recipe, load_recipe
+from ..quantize.recipe import DEFAULT_RECIPE, Recipe, load_recipe
 from .devices import Device, read_devices
 from .plan_device import Artifact, DevicePlan, plan_device
 from .plan_memory import ExportCost, Memory, export_cost, phone_memory
@@ -86,7 +86,7 @@ def plan(
     model: str,
     *,
     devices: Sequence[str] = (),
-    recipe: str = "int4",
+    recipe: str = DEFAULT_RECIPE,
     context: int | None = None,
     to: Sequence[str] = TARGET_NAMES,
 ) -> Plan:

@@ -40,7 +40,7 @@ from text import brown
 
 HERE = Path(__file__).parent
 SOURCE = "source"
-OURS = ("int4-rtn", "int4", "int4-tuned", "int4-g64", "int8")
+OURS = ("int4-rtn", "int4", "int4-tuned", "int4-g64", "int4-fast", "int8")
 TORCH = ("torch==2.13.*", "numpy")
 
 

@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=64, help="tokens decoded behind each prompt")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", nargs="+", help="names of systems")
+    parser.add_argument("--kl-only", action="store_true", help="measure no speed")
     parser.add_argument("--folder", type=Path, default=Path("out/speed"))
     options = parser.parse_args()
     folder = options.folder / options.model
@@ -60,6 +61,8 @@ def main() -> None:
     context = max(options.lengths) + 2 * options.new
     systems = [each for each in make_all(options.model, folder, context) if each.name in (options.only or [each.name])]
     kl = measure_kl(systems, folder, options.threads, context) if options.model == SMOLLM2 else {}
+    if options.kl_only:
+        return
     before = measure_bandwidth(options.threads).best
     timed = take_turns(systems, options.threads, context, options.lengths, options.new, options.rounds)
     bandwidth = max(before, measure_bandwidth(options.threads).best)
@@ -128,7 +131,7 @@ def size_of(folder: Path, pattern: str = "*") -> int:
 
 
 def measure_kl(systems: list[System], folder: Path, threads: int, context: int) -> dict[str, float]:
-    """Each system's KL to the source."""
+    """Each system's KL to the source; what earlier runs measured of the same files is taken from them."""
     ids, logits = folder / "ids.npy", folder / "logits.npy"
     if not logits.is_file():
         checkpoint = open_checkpoint(SMOLLM2)
@@ -138,14 +141,23 @@ def measure_kl(systems: list[System], folder: Path, threads: int, context: int) 
         tokens = cut_sequences(text, tokenizer, config.max_position_embeddings, SEQUENCES, LENGTH)
         np.save(ids, tokens)
         np.save(logits, reference_logits(CheckpointWeights(checkpoint), config, tokens))
-    found = {}
+    record = folder / "kl.json"
+    known: dict[str, float] = json.loads(record.read_text()) if record.is_file() else {}
     for system in systems:
-        worker = Worker(system, threads, context)
-        worker.answer()
-        found[system.name] = worker.ask(f"kl {ids} {logits}")["kl"]
-        print(f"{system.name}: KL {found[system.name]:.4f}", file=sys.stderr, flush=True)
-        worker.close()
-    return found
+        if _key(system) not in known:
+            worker = Worker(system, threads, context)
+            worker.answer()
+            known[_key(system)] = worker.ask(f"kl {ids} {logits}")["kl"]
+            worker.close()
+            record.write_text(json.dumps(known, indent=1))
+        print(f"{system.name}: KL {known[_key(system)]:.4f}", file=sys.stderr, flush=True)
+    return {system.name: known[_key(system)] for system in systems}
+
+
+def _key(system: System) -> str:
+    """Names a system and its file as it is now: what was measured of it is not measured again."""
+    files = [system.path] if system.path.is_file() else sorted(path for path in system.path.iterdir() if path.is_file())
+    return f"{system.name} {max(path.stat().st_mtime_ns for path in files)} {system.size_bytes}"
 
 
 def row(timed: Timed, lengths: list[int], new: int, kl: dict[str, float], bandwidth: float) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from argparse import ArgumentParser
 
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 from optimum.commands.export.base import ExportCommand
+from pocketlm.quantize.recipe import DEFAULT_RECIPE
 
 _TASKS = ("auto", "text-generation", "text-generation-with-past")
 _FORMATS = ("int4", "int8", "fp16", "fp32")
@@ -27,7 +28,7 @@ class PocketlmExportCommand(BaseOptimumCLICommand):
             "--to", nargs="+", choices=("onnx", "executorch", "coreml"), default=["onnx"], help="Targets."
         )
         recipe = parser.add_mutually_exclusive_group()
-        recipe.add_argument("--recipe", default="int4", help="As of `pocketlm export`.")
+        recipe.add_argument("--recipe", default=DEFAULT_RECIPE, help="As of `pocketlm export`.")
         recipe.add_argument("--weight-format", choices=_FORMATS, dest="recipe", help="The recipe of that name.")
         parser.add_argument("--context", type=int, help="Tokens that the cache holds.")
         parser.add_argument("--adapter", action="append", default=[], metavar="DIR[=WEIGHT]", help="LoRA to merge.")
