@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from .lookup import Counts, Guessing, Plain
 from .sampling import Sampling, sample, uniforms
-from .session import Session
+from .session import RowsSession, Session
 from .tokenizer import StreamDecoder, Tokenizer
 
 STOP = "stop"  # the model wrote a stop token
@@ -29,6 +30,10 @@ class Timing:
     time_to_first_token_seconds   from the call to the first token
     prefill_tokens_per_second     of the prompt tokens that had to be run
     decode_tokens_per_second      of the generated tokens after the first
+    decode_calls                  of the model, behind the prompt
+    guessed_tokens                tokens tried in those calls because the text had them before
+    accepted_tokens               those of them that the model said as well
+    accepted_per_call             None where there was no call
     """
 
     prompt_tokens: int
@@ -37,6 +42,10 @@ class Timing:
     time_to_first_token_seconds: float
     prefill_tokens_per_second: float | None
     decode_tokens_per_second: float | None
+    decode_calls: int = 0
+    guessed_tokens: int = 0
+    accepted_tokens: int = 0
+    accepted_per_call: float | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,7 @@ class Piece:
 
 
 def generate(
-    session: Session,
+    session: Session | RowsSession,
     tokenizer: Tokenizer,
     prompt_tokens: Sequence[int],
     sampling: Sampling,
@@ -64,12 +73,15 @@ def generate(
     stop_tokens: Collection[int],
     cached: list[int] | None = None,
     observe: Callable[[int, NDArray[np.float32]], None] | None = None,
+    lookup: int | None = None,
 ) -> Iterator[Piece]:
     """Answer a prompt; the last piece has the reason for the end, and the timing.
 
     ``observe`` is told each chosen token and the logits it was chosen from (vocab_size,), which it must not keep.
     ``cached`` lists the tokens in the session's cache and is kept up to date: pass the same list for each turn of a
     conversation, and only what is new of a prompt is run. Without it the session starts anew.
+    ``lookup`` is how many tokens are guessed for a call (see ``lookup``); any number gives the same tokens. It needs a
+    RowsSession.
 
     Raises InputError if the prompt is empty or does not fit the context, or max_new_tokens is not positive.
     """
@@ -79,36 +91,50 @@ def generate(
     started = perf_counter()
     logits, reused = _prefill(session, prompt_tokens, cached)
     prefilled = perf_counter()
+    steps = _steps(session, prompt_tokens, cached, lookup)
     history = list(prompt_tokens)
     random = uniforms(sampling.seed)
     decoder = StreamDecoder(tokenizer)
     first = paused = 0.0
-    while True:
-        token = sample(logits, sampling, history, random)
-        if observe is not None:
-            observe(token, logits)
-        history.append(token)
-        now = perf_counter()
-        first = first or now
-        reason = _reason(session, token, stop_tokens, len(history) - len(prompt_tokens), max_new_tokens)
-        if reason != STOP:
-            yield Piece(token, decoder.add(token))
-            paused += perf_counter() - now  # the time of whoever reads the pieces is not the model's
-        if reason:
-            break
-        logits = _run(session, [token], cached)
+    try:
+        while True:
+            token = sample(logits, sampling, history, random)
+            if observe is not None:
+                observe(token, logits)
+            history.append(token)
+            now = perf_counter()
+            first = first or now
+            generated = len(history) - len(prompt_tokens)
+            reason = _reason(token, stop_tokens, len(cached) >= session.context, generated >= max_new_tokens)
+            if reason != STOP:
+                yield Piece(token, decoder.add(token))
+                paused += perf_counter() - now  # the time of whoever reads the pieces is not the model's
+            if reason:
+                break
+            logits = steps.after(token, max_new_tokens - generated)
+    finally:
+        steps.close()
     seconds = (first - started, prefilled - started, perf_counter() - first - paused)
-    timing = _timing(len(prompt_tokens), reused, len(history) - len(prompt_tokens), *seconds)
+    timing = _timing(len(prompt_tokens), reused, generated, *seconds, steps.counts)
     yield Piece(token if reason == STOP else None, decoder.finish(), reason, timing)
 
 
-def _reason(session: Session, token: int, stop_tokens: Collection[int], generated: int, limit: int) -> str | None:
+def _steps(
+    session: Session | RowsSession, prompt: Sequence[int], cached: list[int], lookup: int | None
+) -> Plain | Guessing:
+    if lookup is None:
+        return Plain(session, cached)
+    assert hasattr(session, "run_rows"), "guesses need a RowsSession"
+    return Guessing(session, cached, prompt, lookup)
+
+
+def _reason(token: int, stop_tokens: Collection[int], full: bool, enough: bool) -> str | None:
     """Why this token is the last, if it is."""
     if token in stop_tokens:
         return STOP
-    if generated >= limit:
+    if enough:
         return LENGTH
-    return CONTEXT if session.position >= session.context else None
+    return CONTEXT if full else None
 
 
 def _prefill(session: Session, prompt: Sequence[int], cached: list[int]) -> tuple[NDArray[np.float32], int]:
@@ -125,16 +151,14 @@ def _prefill(session: Session, prompt: Sequence[int], cached: list[int]) -> tupl
         session.reset()
         cached.clear()
         reused = 0
-    return _run(session, prompt[reused:], cached), reused
+    logits = session.run(prompt[reused:])
+    cached.extend(prompt[reused:])
+    return logits, reused
 
 
-def _run(session: Session, tokens: Sequence[int], cached: list[int]) -> NDArray[np.float32]:
-    logits = session.run(tokens)
-    cached.extend(tokens)
-    return logits
-
-
-def _timing(prompt: int, reused: int, generated: int, to_first: float, prefill: float, decode: float) -> Timing:
+def _timing(
+    prompt: int, reused: int, generated: int, to_first: float, prefill: float, decode: float, counts: Counts
+) -> Timing:
     return Timing(
         prompt_tokens=prompt,
         cached_tokens=reused,
@@ -142,6 +166,10 @@ def _timing(prompt: int, reused: int, generated: int, to_first: float, prefill: 
         time_to_first_token_seconds=to_first,
         prefill_tokens_per_second=_rate(prompt - reused, prefill),
         decode_tokens_per_second=_rate(generated - 1, decode),
+        decode_calls=counts.calls,
+        guessed_tokens=counts.guessed,
+        accepted_tokens=counts.accepted,
+        accepted_per_call=counts.accepted / counts.calls if counts.calls else None,
     )
 
 

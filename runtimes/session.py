@@ -44,6 +44,21 @@ class Session(Protocol):
         ...
 
 
+class RowsSession(Session, Protocol):
+    """A session that can give the logits of a few tokens at once and take tokens back.
+
+    Its logits do not depend, in any bit, on how tokens are divided into calls; ``lookup.same_in_any_call`` tries it.
+    """
+
+    def run_rows(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Append tokens; the logits behind each of them, float32 (tokens, vocab_size). Otherwise as ``run``."""
+        ...
+
+    def truncate(self, position: int) -> None:
+        """Forget the tokens from ``position`` on. Raises InputError for a position behind the last token."""
+        ...
+
+
 class AllLogits(Protocol):
     """A session whose artifact gives the logits of every token."""
 
@@ -74,3 +89,11 @@ def check_tokens(session: Session, tokens: Sequence[int]) -> None:
         )
     if not 0 <= min(tokens) <= max(tokens) < session.vocab_size:
         raise InputError(f"a token id lies outside the vocabulary of {session.vocab_size}")
+
+
+def check_position(session: Session, position: int) -> None:
+    """Raise InputError unless ``session`` can go back to ``position``."""
+    from ..errors import InputError
+
+    if not 0 <= position <= session.position:
+        raise InputError(f"a conversation of {session.position} tokens cannot be cut behind {position}")
