@@ -13,6 +13,7 @@ from typing import Any, TextIO
 from ..errors import InputError
 from .chat_template import ChatTemplate, Message, encode_chat, load_chat_template, load_json
 from .generate import CONTEXT, LENGTH, Piece, generate
+from .lookup import usable
 from .sampling import Sampling
 from .search_chat import Search, cut_to, explain, grounded, list_of_sources, look_up
 from .search_passages import Passage
@@ -68,13 +69,17 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Chat:
-    """A conversation's fixed part; what changes is in the arguments. ``search`` is where facts are looked up."""
+    """A conversation's fixed part; what changes is in the arguments.
+
+    ``search`` is where facts are looked up; ``lookup`` as in ``generate``.
+    """
 
     files: ChatFiles
     session: Session
     sampling: Sampling
     max_new_tokens: int
     search: Search | None = None
+    lookup: int | None = None
 
     def prepare(self, messages: Sequence[Message], cached: list[int]) -> Prompt:
         """The prompt for an answer to the last message, with what a search finds for it; ``cached`` as in ``generate``.
@@ -108,7 +113,9 @@ class Chat:
         """What the model answers, greedily."""
         tokens, _ = self.fit(messages)
         files = self.files
-        pieces = generate(self.session, files.tokenizer, tokens, Sampling(), limit, files.stop_tokens, cached)
+        pieces = generate(
+            self.session, files.tokenizer, tokens, Sampling(), limit, files.stop_tokens, cached, lookup=self.lookup
+        )
         return "".join(piece.text for piece in pieces)
 
     def fit(self, messages: Sequence[Message], spare: int = 0) -> tuple[list[int], list[Message]]:
@@ -141,7 +148,14 @@ class Chat:
         """Stream the answer to a prompt; ``cached`` as in ``generate``."""
         files = self.files
         return generate(
-            self.session, files.tokenizer, tokens, self.sampling, self.max_new_tokens, files.stop_tokens, cached
+            self.session,
+            files.tokenizer,
+            tokens,
+            self.sampling,
+            self.max_new_tokens,
+            files.stop_tokens,
+            cached,
+            lookup=self.lookup,
         )
 
 
@@ -154,6 +168,7 @@ def chat(
     max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
     as_json: bool = False,
     search: Search | None = None,
+    lookup: int | None = None,
     output: TextIO | None = None,
     read_line: Callable[[], str] | None = None,
 ) -> None:
@@ -161,7 +176,8 @@ def chat(
 
     The session is opened after the bundle's small files proved good. ``as_json`` writes one object instead of the
     text: {"text", "tokens", "reason" (stop, length or context), "timing"}, and with a ``search`` also "sources" and
-    "notes". ``output`` is stdout if not given; ``read_line`` reads the user's next line and raises EOFError at the end
+    "notes". ``lookup`` as in ``generate``; it is left out, with a line on stderr, where guesses could change answers.
+    ``output`` is stdout if not given; ``read_line`` reads the user's next line and raises EOFError at the end
     (``input`` if not given).
 
     Raises InputError for a bundle, a prompt or settings that cannot be used.
@@ -172,7 +188,9 @@ def chat(
         raise InputError("the prompt is empty")
     files = load_chat_files(bundle_folder)
     start: list[Message] = [{"role": "system", "content": system}] if system else []
-    talk = Chat(files, open_session(), sampling or Sampling(), max_new_tokens, search)
+    session = open_session()
+    lookup = usable(session, lookup, lambda line: print(line, file=sys.stderr))
+    talk = Chat(files, session, sampling or Sampling(), max_new_tokens, search, lookup)
     output = output or sys.stdout
     if prompt is None:
         _loop(talk, start, output, read_line or _prompting_reader())

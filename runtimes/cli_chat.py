@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .cli_shared import TARGET_NAMES, examples, json_option, print_json, progress_for
+from .cli_shared import TARGET_NAMES, examples, json_option, opener, print_json, progress_for, with_lookup
 
 
 @click.command(
@@ -18,6 +18,7 @@ from .cli_shared import TARGET_NAMES, examples, json_option, print_json, progres
         'pocketlm chat smol --prompt "What is the capital of France?"',
         "pocketlm chat smol --temperature 0.7 --top-p 0.9 --seed 1",
         "pocketlm chat smol --search facts.db --search wikipedia:en",
+        'pocketlm chat smol --lookup --prompt "Correct the spelling: ..."',
     ),
 )
 @click.argument("bundle", type=click.Path(path_type=Path))
@@ -45,6 +46,7 @@ from .cli_shared import TARGET_NAMES, examples, json_option, print_json, progres
 )
 @click.option("--search-passages", type=click.IntRange(1, 10), default=1, show_default=True, help="Shown to the model.")
 @click.option("--search-rewrite", is_flag=True, help="Let the model write the query, not the question's keywords.")
+@with_lookup
 @json_option
 def chat_command(
     bundle: Path,
@@ -56,6 +58,8 @@ def chat_command(
     search_in: tuple[str, ...],
     search_passages: int,
     search_rewrite: bool,
+    lookup: bool,
+    lookup_tokens: int,
     as_json: bool,
     **sampling: Any,
 ) -> None:
@@ -65,7 +69,6 @@ def chat_command(
     from .sampling import Sampling
     from .search_chat import Search
     from .search_source import open_source
-    from .targets import get_target
     from .verify import check_small_files, check_targets
 
     search = Search(tuple(map(open_source, search_in)), search_rewrite, search_passages) if search_in else None
@@ -74,13 +77,14 @@ def chat_command(
     check_small_files(bundle, manifest)
     chat(
         bundle,
-        lambda: get_target(name).open_session(bundle / name, threads),
+        opener(bundle, name, threads, lookup),
         prompt,
         system,
         Sampling(**sampling),
         max_new_tokens,
         as_json,
         search,
+        lookup_tokens if lookup else None,
     )
 
 

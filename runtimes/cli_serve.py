@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from .cli_shared import TARGET_NAMES, examples
+from .cli_shared import TARGET_NAMES, examples, opener, with_lookup
 
 
 @click.command(
@@ -29,8 +29,17 @@ from .cli_shared import TARGET_NAMES, examples
 @click.option(
     "--threads", type=click.IntRange(1, 256), default=os.cpu_count() or 2, help="[default: one for each core]"
 )
+@with_lookup
 def serve_command(
-    bundle: Path, target: str | None, host: str, port: int, waiting: int, max_seconds: float, threads: int
+    bundle: Path,
+    target: str | None,
+    host: str,
+    port: int,
+    waiting: int,
+    max_seconds: float,
+    threads: int,
+    lookup: bool,
+    lookup_tokens: int,
 ) -> None:
     """Answer programs that speak OpenAI's API, with a bundle's artifact.
 
@@ -40,7 +49,6 @@ def serve_command(
     """
     from ..export.bundle import read_manifest
     from .serve import serve
-    from .targets import get_target
     from .verify import check_small_files, check_targets
 
     manifest = read_manifest(bundle)
@@ -48,11 +56,12 @@ def serve_command(
     check_small_files(bundle, manifest)
     serve(
         bundle,
-        lambda: get_target(name).open_session(bundle / name, threads),
+        opener(bundle, name, threads, lookup),
         manifest.name,
         host,
         port,
         waiting,
         max_seconds,
         lambda line: click.echo(line, err=True),
+        lookup_tokens if lookup else None,
     )

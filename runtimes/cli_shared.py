@@ -7,8 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..errors import InputError
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     from .certificate import Certificate
+    from .session import Session
 
 TARGET_NAMES = ("onnx", "executorch", "coreml")
 
@@ -16,6 +22,44 @@ adapter_option = click.option(
     "--adapter", multiple=True, metavar="DIR[=WEIGHT]", help="LoRA adapter to merge first; may be repeated."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts, and no progress.")
+
+lookup_options = (
+    click.option(
+        "--lookup",
+        is_flag=True,
+        help="Guess what the text had before, several tokens a call: faster where answers quote. ONNX only.",
+    ),
+    click.option(
+        "--lookup-tokens",
+        type=click.IntRange(0, 15),
+        default=7,
+        show_default=True,
+        help="Guesses a call; any number gives the same answer, 0 guesses nothing. Without --lookup attention of a "
+        "token alone rounds differently, and an answer may differ.",
+    ),
+)
+
+
+def with_lookup(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of guessing, for a command that answers."""
+    for option in reversed(lookup_options):
+        command = option(command)
+    return command
+
+
+def opener(bundle: Path, name: str, threads: int, lookup: bool) -> Callable[[], Session]:
+    """What opens the artifact of target ``name``; raises InputError if it shall guess and cannot."""
+    from .targets import get_target
+
+    target = get_target(name)
+    if not lookup:
+        return lambda: target.open_session(bundle / name, threads)
+    open_rows = target.open_rows
+    if open_rows is None:
+        raise InputError(
+            f"--lookup needs the logits of several tokens, and {name} gives the last one's; use --target onnx"
+        )
+    return lambda: open_rows(bundle / name, threads)
 
 
 def progress_for(as_json: bool) -> Any:

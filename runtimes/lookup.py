@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from .session import RowsSession, Session
 
-MOST_GUESSES = 8
+MOST_GUESSES = 7  # eight tokens a call: an even number needs no filling up
 LONGEST_NGRAM = 3
 
 
@@ -112,11 +112,11 @@ class Guessing:
         return logits
 
     def _adapt(self) -> None:
-        """Twice as many guesses after a call whose guesses were all right, one after a call without a right one."""
+        """A call of twice the tokens after one whose guesses were all right, of two after one without a right one."""
         if not self._made:
             return
         if not self._guesses:
-            self._width = min(2 * self._width, self._most)
+            self._width = min(2 * self._width + 1, self._most)
         elif len(self._guesses) == self._made:
             self._width = min(1, self._most)
         self._made = 0
@@ -150,6 +150,6 @@ def usable(session: Session | RowsSession, most: int | None, tell: Callable[[str
     if most is None or same_in_any_call(session, most):
         return most
     tell(
-        "lookup is off: this runtime's logits of a token depend on the call it is in, so that guesses could change answers"
+        "lookup is off: a token's logits depend here on how many are in the call, and guesses could change answers"
     )
     return None

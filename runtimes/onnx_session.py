@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 MODEL_FILE = "model.onnx"
 ROWS_INPUT = "logit_rows"  # of a graph that onnx_rows made: the tokens whose logits are wanted
 PROMPT_CHUNK = 512  # tokens: no slower than others, and activations take memory for each token of a call
-# ONNX Runtime's matrix product sums more than 128 columns in blocks, and how many depends on whether it has more than 64
-# rows of keys, counted within parts of the cache whose sizes are multiples of 32: where a head is wider, no call of
+# The matrix product sums more than 128 columns in blocks, and how many depends on whether there are more than
+# 64 keys, counted within parts of the cache whose sizes are multiples of 32: where a head is wider, no call of
 # ``run_rows`` goes past such a place.
 _WIDE_HEAD = 128
 _BLOCK = 32
@@ -109,7 +109,7 @@ class OnnxSession:
         """See Session. A long prompt is run in chunks: activations take memory for each token of a call."""
         check_tokens(self, tokens)
         for part in chunks(tokens):
-            logits = self._run(part, [-1])
+            logits = self._run(part, [len(part) - 1])
         last: NDArray[np.float32] = logits[-1]
         return last
 
@@ -126,20 +126,27 @@ class OnnxSession:
     def run_all(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Append tokens; logits float32 (1 or tokens, vocab_size): of the last, or of all if the graph gives all."""
         check_tokens(self, tokens)
-        return self._run(tokens, [-1])
+        return self._run(tokens, [len(tokens) - 1])
 
     def _run(self, tokens: Sequence[int], rows: Sequence[int]) -> NDArray[np.float32]:
-        """One call, or two rows of one where a single token must have the bits that it has among others."""
-        if len(tokens) > 1 or not self._chooses_rows:
+        """The logits of ``rows``; where the graph lets choose them, an even number in a call of as many tokens.
+
+        ONNX Runtime's kernels (1.32, x86-64) give a token the same bits in each of those: of one token alone the values
+        are mixed by another kernel, and with 8 bits rows are multiplied two by two, the last odd one by itself.
+        """
+        if not self._chooses_rows:
             return self._call(tokens, rows)
-        start = self._position
-        full = start + 1 == self._context or (self._wide and (start + 1) % _BLOCK == 0)
-        if full and start:
-            self._position = start - 1
-            return self._call([int(self._tokens[start - 1]), *tokens], [-1])
-        logits = self._call([*tokens, *tokens][: self._context], [0])
-        self._position = start + 1
-        return logits
+        count = len(rows)
+        rows = [*rows, *rows[-1:]][: count + count % 2]
+        if len(tokens) % 2 == 0:
+            return self._call(tokens, rows)[:count]
+        start, end = self._position, self._position + len(tokens)
+        if start and (end == self._context or (self._wide and end % _BLOCK == 0)):
+            self._position -= 1  # no room behind: the token before is run again, and gets the same keys and values
+            return self._call([int(self._tokens[start - 1]), *tokens], [row + 1 for row in rows])[:count]
+        logits = self._call([*tokens, tokens[-1]][: self._context - start], rows)
+        self._position = end
+        return logits[:count]
 
     def _call(self, tokens: Sequence[int], rows: Sequence[int]) -> NDArray[np.float32]:
         total = self._position + len(tokens)
@@ -173,8 +180,8 @@ class OnnxSession:
 def chunks(tokens: Sequence[int], size: int = PROMPT_CHUNK) -> Iterator[Sequence[int]]:
     """The tokens in parts of at most ``size``, none of one token unless it is the only one.
 
-    A call of one token takes other kernels, which round differently; calls of several give the same bits however a
-    prompt is cut.
+    A call of one token takes other kernels, which round differently. Calls of several give the same bits however a
+    prompt is cut, but for an odd number of tokens with 8 bits and for heads wider than 128.
     """
     start = 0
     while start < len(tokens):

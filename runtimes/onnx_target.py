@@ -13,7 +13,7 @@ from ..export.config import ModelConfig
 from ..quantize.recipe import Format
 from ..quantize.store import Weights
 from . import onnx_session
-from .session import Session
+from .session import RowsSession, Session
 from .target import Details, ReadBack, Target
 
 if TYPE_CHECKING:
@@ -34,6 +34,12 @@ def _read_back(folder: Path, config: ModelConfig) -> ReadBack:
 
 def _open(folder: Path, threads: int) -> Session:
     return onnx_session.OnnxSession(folder, threads)
+
+
+def _open_rows(folder: Path, threads: int) -> RowsSession:
+    from .onnx_rows import graph_with_rows
+
+    return onnx_session.OnnxSession(folder, threads, graph_with_rows(folder))
 
 
 def _exact(folder: Path, config: ModelConfig, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -68,4 +74,15 @@ def _locate(folder: Path, config: ModelConfig, weights: Weights, tokens: NDArray
     return locate(folder, config, weights, tokens)
 
 
-ONNX = Target("onnx", _write, _read_back, _open, _exact, _emulate, onnx_session.version, _locate, check=_check)
+ONNX = Target(
+    "onnx",
+    _write,
+    _read_back,
+    _open,
+    _exact,
+    _emulate,
+    onnx_session.version,
+    _locate,
+    check=_check,
+    open_rows=_open_rows,
+)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 from .chat import ChatFiles, load_stop_tokens
 from .chat_template import load_chat_template
+from .lookup import usable
 from .serve_answer import chat_logprobs, completion_logprobs, error_body, usage
 from .serve_engine import BusyError, Part, Queue, TokenScore, answer, prompt_tokens
 from .serve_request import Asked, parse_chat, parse_completion
@@ -42,7 +43,8 @@ _LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]", "::1")
 class Server:
     """What answers: a session, the bundle's files, the queue in front of them.
 
-    token  that every request must carry; None on this machine alone
+    token   that every request must carry; None on this machine alone
+    lookup  as in ``generate``
     """
 
     name: str
@@ -52,20 +54,27 @@ class Server:
     token: str | None
     started: int = field(default_factory=lambda: int(time.time()))
     cached: list[int] = field(default_factory=list)
+    lookup: int | None = None
 
     def parts(self, asked: Asked, prompt: str | tuple[int, ...] | None) -> AsyncIterator[Part]:
         """The parts of one answer. Raises InputError (when it is first read) for a prompt that cannot be used."""
         tokens = prompt_tokens(self.files, asked, prompt)
-        return self.queue.run(lambda: answer(self.session, self.files, asked, tokens, self.cached))
+        return self.queue.run(lambda: answer(self.session, self.files, asked, tokens, self.cached, self.lookup))
 
 
 def load_server(
-    bundle: Path, name: str, session: Session, token: str | None, waiting: int = 16, limit_seconds: float = 300.0
+    bundle: Path,
+    name: str,
+    session: Session,
+    token: str | None,
+    waiting: int = 16,
+    limit_seconds: float = 300.0,
+    lookup: int | None = None,
 ) -> Server:
     """A server over a bundle's files; a model without a chat template only completes."""
     template = load_chat_template(bundle) if (bundle / "chat_template.jinja").is_file() else None
     files = ChatFiles(load_tokenizer(bundle), template, load_stop_tokens(bundle))  # type: ignore[arg-type]
-    return Server(name, session, files, Queue(waiting, limit_seconds), token)
+    return Server(name, session, files, Queue(waiting, limit_seconds), token, lookup=lookup)
 
 
 def make_app(server: Server) -> Starlette:
@@ -250,16 +259,19 @@ def serve(
     waiting: int = 16,
     limit_seconds: float = 300.0,
     say: Callable[[str], None] = print,
+    lookup: int | None = None,
 ) -> None:
     """Answer until interrupted.
 
     waiting        requests that may wait for their turn; more are refused with 429
     limit_seconds  after which an answer is cut
+    lookup         as in ``generate``; left out, and said so, if guesses could change answers
 
     Raises InputError if the address cannot be listened on.
     """
     token = None if _is_local(host) else os.environ.get(TOKEN_VARIABLE) or secrets.token_urlsafe(24)
-    server = load_server(bundle, name, open_session(), token, waiting, limit_seconds)
+    session = open_session()
+    server = load_server(bundle, name, session, token, waiting, limit_seconds, usable(session, lookup, say))
     app = make_app(server)
     import socket
 

@@ -84,9 +84,14 @@ def prompt_tokens(files: ChatFiles, asked: Asked, prompt: str | tuple[int, ...] 
 
 
 def answer(
-    session: Session, files: ChatFiles, asked: Asked, tokens: Sequence[int], cached: list[int]
+    session: Session,
+    files: ChatFiles,
+    asked: Asked,
+    tokens: Sequence[int],
+    cached: list[int],
+    lookup: int | None = None,
 ) -> Iterator[Part]:
-    """Generate for one prompt; ``cached`` as in ``generate``."""
+    """Generate for one prompt; ``cached`` and ``lookup`` as in ``generate``."""
     if not tokens:
         raise InputError("the prompt is empty")
     if asked.echo:
@@ -103,7 +108,10 @@ def answer(
 
     # What the echo ran is in the cache but for the last token, whose logits are wanted again.
     stop, count = StopText(asked.stop), 0
-    for piece in generate(session, files.tokenizer, tokens, asked.sampling, limit, files.stop_tokens, cached, observe):
+    pieces = generate(
+        session, files.tokenizer, tokens, asked.sampling, limit, files.stop_tokens, cached, observe, lookup
+    )
+    for piece in pieces:
         count += piece.token is not None
         text = stop.add(piece.text)
         if piece.reason is not None and not stop.hit:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..export.config import ModelConfig
 from ..quantize.recipe import Format
 from ..quantize.store import Weights
-from .session import Session
+from .session import RowsSession, Session
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,6 +72,7 @@ class Target:
     write         (folder, config, canonical weights, context in tokens, details): write the artifact
     read_back     (folder, config): parse weights and constants out of the finished file
     open_session  (folder, threads): the artifact as shipped
+    open_rows     the same with the logits of several tokens at once, for guesses; None where the artifact gives one
     exact_logits  (folder, config, token ids int64 (batch, tokens)) -> float32 (batch, tokens, vocab): the finished
                   artifact evaluated with fp32 activations, through its cache; None where the runtime has no such mode
     emulate       the reference with the shipped kernels' activation arithmetic; None where they compute in fp32
@@ -100,3 +101,4 @@ class Target:
     remarks: Callable[[Path], tuple[str, ...]] | None = None
     lint: Callable[[Path], tuple[str, ...]] | None = None
     check: Callable[[ModelConfig, Mapping[str, Format]], None] | None = None
+    open_rows: Callable[[Path, int], RowsSession] | None = None

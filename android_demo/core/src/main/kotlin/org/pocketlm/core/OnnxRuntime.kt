@@ -12,6 +12,17 @@ import java.nio.FloatBuffer
 import java.nio.LongBuffer
 
 private const val PAST = "past_key_values"
+private const val PROMPT_CHUNK = 512 // activations take memory for each token of a call
+
+/** [tokens] in parts of at most [size], none of one token unless it is the only one: that would round differently. */
+internal fun chunks(tokens: IntArray, size: Int = PROMPT_CHUNK): List<IntArray> = buildList {
+    var start = 0
+    while (start < tokens.size) {
+        val end = minOf(start + size, tokens.size).let { if (it == tokens.size - 1) it - 1 else it }
+        add(tokens.copyOfRange(start, end))
+        start = end
+    }
+}
 
 /** ONNX Runtime, with a cache that the graph updates in place: past and present are the same buffers. */
 class OnnxRuntime private constructor(
@@ -39,7 +50,7 @@ class OnnxRuntime private constructor(
     override fun run(tokens: IntArray): FloatArray {
         checkTokens(this, vocabSize, tokens)
         try {
-            append(tokens)
+            chunks(tokens).forEach(::append)
         } catch (error: OrtException) {
             throw InputException("ONNX Runtime could not run the model (${oneLine(error)})", error)
         }
