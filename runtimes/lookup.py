@@ -149,7 +149,5 @@ def usable(session: Session | RowsSession, most: int | None, tell: Callable[[str
     """``most`` if guessing changes no token of this session's, else None, and one line to ``tell`` that says so."""
     if most is None or same_in_any_call(session, most):
         return most
-    tell(
-        "lookup is off: a token's logits depend here on how many are in the call, and guesses could change answers"
-    )
+    tell("lookup is off: a token's logits depend here on how many are in the call, and guesses could change answers")
     return None
