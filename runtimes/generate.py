@@ -65,7 +65,7 @@ class Piece:
 
 
 def generate(
-    session: Session | RowsSession,
+    session: Session,
     tokenizer: Tokenizer,
     prompt_tokens: Sequence[int],
     sampling: Sampling,
@@ -119,12 +119,10 @@ def generate(
     yield Piece(token if reason == STOP else None, decoder.finish(), reason, timing)
 
 
-def _steps(
-    session: Session | RowsSession, prompt: Sequence[int], cached: list[int], lookup: int | None
-) -> Plain | Guessing:
+def _steps(session: Session, prompt: Sequence[int], cached: list[int], lookup: int | None) -> Plain | Guessing:
     if lookup is None:
         return Plain(session, cached)
-    assert hasattr(session, "run_rows"), "guesses need a RowsSession"
+    assert isinstance(session, RowsSession), "guesses need the logits of several tokens"
     return Guessing(session, cached, prompt, lookup)
 
 

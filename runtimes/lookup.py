@@ -133,6 +133,8 @@ def same_in_any_call(session: RowsSession, most: int = MOST_GUESSES) -> bool:
     Forgets the conversation.
     """
     count = min(most + 1, session.context - 1)
+    if count < 2:
+        return True
     tokens = [(31 * index * index + 7) % session.vocab_size for index in range(count + 1)]
     session.reset()
     session.run(tokens[:1])
@@ -145,9 +147,12 @@ def same_in_any_call(session: RowsSession, most: int = MOST_GUESSES) -> bool:
     return same
 
 
-def usable(session: Session | RowsSession, most: int | None, tell: Callable[[str], None]) -> int | None:
+def usable(session: Session, most: int | None, tell: Callable[[str], None]) -> int | None:
     """``most`` if guessing changes no token of this session's, else None, and one line to ``tell`` that says so."""
-    if most is None or same_in_any_call(session, most):
+    if most is None:
+        return None
+    assert isinstance(session, RowsSession), "guesses need the logits of several tokens"
+    if same_in_any_call(session, most):
         return most
     tell("lookup is off: a token's logits depend here on how many are in the call, and guesses could change answers")
     return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +44,7 @@ class Session(Protocol):
         ...
 
 
+@runtime_checkable
 class RowsSession(Session, Protocol):
     """A session that can give the logits of a few tokens at once and take tokens back.
 
