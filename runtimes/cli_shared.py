@@ -34,8 +34,8 @@ lookup_options = (
         type=click.IntRange(0, 15),
         default=7,
         show_default=True,
-        help="Guesses a call; any number gives the same answer, 0 guesses nothing. Without --lookup attention of a "
-        "token alone rounds differently, and an answer may differ.",
+        help="Guesses a call with --lookup. Any number gives the same answer, 0 guesses nothing; without --lookup a "
+        "token alone takes kernels that round differently, and an answer may differ.",
     ),
 )
 
@@ -56,9 +56,7 @@ def opener(bundle: Path, name: str, threads: int, lookup: bool) -> Callable[[], 
         return lambda: target.open_session(bundle / name, threads)
     open_rows = target.open_rows
     if open_rows is None:
-        raise InputError(
-            f"--lookup needs the logits of several tokens, and {name} gives the last one's; use --target onnx"
-        )
+        raise InputError(f"--lookup needs the logits of several tokens, {name} gives the last one's; use --target onnx")
     return lambda: open_rows(bundle / name, threads)
 
 
