@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..quantize.cache import CACHE_FORMATS, CacheFormat
 from ..quantize.store import CanonicalTensor
 from ..quantize.tensor import QuantizedTensor
 
@@ -51,6 +52,8 @@ class Manifest:
     quantization    name -> relative error that quantising the tensor made: of its outputs over the calibration text
                     where it was calibrated, of its values elsewhere
     notes           what could not be done and why, a line each
+    caches          target -> name of the CacheFormat in which its artifact keeps keys and values; bundles made before
+                    there was a choice have none, and keep the target's floating point
     files           path in the bundle -> size and hash
     certificate     what ``verify`` found
     """
@@ -66,9 +69,14 @@ class Manifest:
     weights: Mapping[str, Mapping[str, str]]
     quantization: Mapping[str, float]
     notes: tuple[str, ...] = ()
+    caches: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, FileEntry] = field(default_factory=dict)
     certificate: Mapping[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
+
+    def cache(self, target: str) -> CacheFormat | None:
+        """How a target's artifact keeps keys and values; None is the target's floating point."""
+        return CACHE_FORMATS.get(self.caches.get(target, ""))
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -145,9 +153,12 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _check_types(manifest: Manifest) -> None:
-    for key in ("config", "recipe", "weights", "quantization", "certificate"):
+    for key in ("config", "recipe", "weights", "quantization", "caches", "certificate"):
         if not isinstance(getattr(manifest, key), dict):
             raise TypeError(f"{key} is not an object")
+    for target, name in manifest.caches.items():
+        if name not in CACHE_FORMATS:
+            raise TypeError(f"the cache of {target} is {name!r}")
     if not _is_count(manifest.context) or manifest.context < 1:
         raise TypeError(f"context is {manifest.context!r}")
     if not manifest.stop_tokens or not all(map(_is_count, manifest.stop_tokens)):

@@ -6,19 +6,23 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from ..quantize.store import Dense
+from ..quantize.cache import PARTS, CacheFormat, cache_scales, scale_name
+from ..quantize.store import Dense, Weights
 from .config import Attention
 from .decoder import qk_norm_names
 from .onnx_file import MICROSOFT, OnnxFile, value_info
 from .rope import Rope, rotary_tables
 
+_SCALES_AT = 12  # the place of the keys' scales among the operator's inputs; those of the values follow
+
 
 class AttentionWriter:
     """Writes the attention of each layer; tables of rotations are shared by layers that rotate alike."""
 
-    def __init__(self, file: OnnxFile, context: int) -> None:
+    def __init__(self, file: OnnxFile, context: int, cache: CacheFormat) -> None:
         self._file = file
         self._context = context
+        self._cache = cache
         self._tables: dict[tuple[Rope, int], list[str]] = {}
         self._shapes: dict[int, Attention] = {}
         self._write_lengths()
@@ -50,19 +54,26 @@ class AttentionWriter:
             ]
         return self._tables[key]
 
-    def write(self, qkv: str, layer: int, attention: Attention, norms: tuple[Dense, Dense] | None) -> str:
+    def write(
+        self, qkv: str, layer: int, attention: Attention, norms: tuple[Dense, Dense] | None, weights: Weights
+    ) -> str:
         """The mixed values (1, tokens, query_width). The cache is an input and an output of the graph.
 
-        A caller binds both to one buffer. ``norms``: the weights of the norms of queries and keys.
+        A caller binds both to one buffer. ``norms``: the weights of the norms of queries and keys; ``weights`` has the
+        scales of the cache, if it is one with scales.
         """
         out = f"model.layers.{layer}.self_attn"
         past, present = f"past_key_values.{layer}", f"present.{layer}"
         self._shapes[layer] = attention
         parts = [qkv, "", ""] if norms is None else self._normed(qkv, layer, attention, norms)
         rotary = self.rotary(attention)
+        scales, quantised = self._quantised(layer, attention, weights)
+        inputs = [*parts, f"{past}.key", f"{past}.value", "seqlens_k", "total_sequence_length", *rotary]
+        if scales:
+            inputs += [""] * (_SCALES_AT - len(inputs)) + scales
         return self._file.node(
             "GroupQueryAttention",
-            [*parts, f"{past}.key", f"{past}.value", "seqlens_k", "total_sequence_length", *rotary],
+            inputs,
             [out, f"{present}.key", f"{present}.value"],
             MICROSOFT,
             num_heads=attention.heads,
@@ -72,7 +83,18 @@ class AttentionWriter:
             rotary_interleaved=0,
             local_window_size=-1 if attention.window is None else attention.window,
             softcap=attention.softcap or 0.0,
+            **quantised,
         )
+
+    def _quantised(self, layer: int, attention: Attention, weights: Weights) -> tuple[list[str], dict[str, str | int]]:
+        """The inputs and attributes by which the operator keeps int8 in its cache; none for a cache of floats."""
+        if not self._cache.static_scales:
+            return [], {}
+        shape = 1, attention.kv_heads, 1, attention.head_dim
+        names = [
+            self._file.tensor(scale_name(layer, part), shape, [cache_scales(weights, layer, part)]) for part in PARTS
+        ]
+        return names, {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
 
     def _normed(self, qkv: str, layer: int, attention: Attention, norms: tuple[Dense, Dense]) -> list[str]:
         """Queries, keys and values apart, the first two normed."""
@@ -102,9 +124,10 @@ class AttentionWriter:
     def caches(self) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
         """The graph's inputs and outputs for all caches, in the order of layers."""
         inputs, outputs = [], []
+        dtype = TensorProto.FLOAT if self._cache.is_float else TensorProto.INT8
         for layer, attention in sorted(self._shapes.items()):
             for part in ("key", "value"):
                 shape: list[int | str] = [1, attention.kv_heads, "cache", attention.head_dim]
-                inputs.append(value_info(f"past_key_values.{layer}.{part}", TensorProto.FLOAT, shape))
-                outputs.append(value_info(f"present.{layer}.{part}", TensorProto.FLOAT, shape))
+                inputs.append(value_info(f"past_key_values.{layer}.{part}", dtype, shape))
+                outputs.append(value_info(f"present.{layer}.{part}", dtype, shape))
         return inputs, outputs

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from ..errors import InputError
+from ..quantize.cache import FP32, CacheFormat
 from ..quantize.recipe import Format
 from ..quantize.store import Dense, Weights, bias_of, pack_int4
 from ..quantize.tensor import QuantizedTensor
@@ -32,15 +33,15 @@ _SMALLEST_BLOCK = 16
 _HEAD_MULTIPLE = 16
 
 
-def write_onnx(folder: Path, config: ModelConfig, weights: Weights, context: int) -> None:
+def write_onnx(folder: Path, config: ModelConfig, weights: Weights, context: int, cache: CacheFormat = FP32) -> None:
     """Write ``folder``/model.onnx and model.onnx.data for up to ``context`` tokens.
 
-    Quantised weights keep their codes and scales bit for bit. Raises InputError for a shape that ONNX Runtime's
-    operators cannot take.
+    Quantised weights keep their codes and scales bit for bit, and so do the scales of a cache that has some. Raises
+    InputError for a shape that ONNX Runtime's operators cannot take.
     """
     file = OnnxFile(folder)
     try:
-        ops = OnnxOps(file, weights, config, context)
+        ops = OnnxOps(file, weights, config, context, cache)
         file.node("Identity", [decoder(ops, config, "input_ids")], ["logits"])
         ops.save()
     finally:
@@ -82,13 +83,15 @@ def _block(columns: int, group: int) -> int:
 class OnnxOps:
     """Writes nodes; a value is the name of a tensor in the graph."""
 
-    def __init__(self, file: OnnxFile, weights: Weights, config: ModelConfig, context: int) -> None:
+    def __init__(
+        self, file: OnnxFile, weights: Weights, config: ModelConfig, context: int, cache: CacheFormat = FP32
+    ) -> None:
         self._file = file
         self._weights = weights
         self._config = config
         self._context = context
         self._tables: dict[str, str] = {}  # embedding table -> prefix of its initializers, for a tied head
-        self._attention = AttentionWriter(file, context)
+        self._attention = AttentionWriter(file, context, cache)
 
     def embed(self, tokens: str, name: str) -> str:
         """See Ops."""
@@ -258,9 +261,9 @@ class OnnxOps:
     def attention(self, qkv: str, layer: int, attention: Attention) -> str:
         """See Ops."""
         if attention.qk_norm is None:
-            return self._attention.write(qkv, layer, attention, None)
+            return self._attention.write(qkv, layer, attention, None, self._weights)
         query, key = (self._dense(name) for name in qk_norm_names(layer))
-        return self._attention.write(qkv, layer, attention, (query, key))
+        return self._attention.write(qkv, layer, attention, (query, key), self._weights)
 
     def gated(self, gate_up: str, activation: str) -> str:
         """See Ops."""

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..quantize.cache import Part
 from ..quantize.store import Weights, bias_of
 from ..quantize.tensor import QuantizedTensor
 from .config import Attention, Experts, Mlp, ModelConfig
@@ -17,6 +18,9 @@ from .rope import Rope, rotary_tables
 
 # (input of a linear (..., in), its canonical weight) -> the input as the target's kernel sees it
 ActivationArithmetic = Callable[[Tensor, QuantizedTensor], Tensor]
+# (keys or values that go into the cache (batch, kv_heads, tokens, head_dim), the layer, which of both) -> as it gives
+# them back, to the tokens that brought them as well
+CacheArithmetic = Callable[[Tensor, int, Part], Tensor]
 
 
 _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
@@ -33,6 +37,7 @@ class TorchOps:
     activations  the target's activation arithmetic, applied to the input of every quantised linear; None is exact
     embedding_noise  changes the embedding's output (same shape), to measure how chaotic a model is
     first        give logits from this token on
+    cache        the target's arithmetic of keys and values in its cache; None keeps them exactly
     """
 
     def __init__(
@@ -43,8 +48,10 @@ class TorchOps:
         activations: ActivationArithmetic | None = None,
         embedding_noise: Callable[[Tensor], Tensor] | None = None,
         first: int = 0,
+        cache: CacheArithmetic | None = None,
     ) -> None:
         self._weights = weights
+        self._kept = cache
         self._first = first
         self._activations = activations
         self._noise = embedding_noise
@@ -127,6 +134,8 @@ class TorchOps:
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))
         past = self._cache[layer][0].shape[2] if layer in self._cache else 0
         q, k = self._rotate(q, attention, past), self._rotate(k, attention, past)  # (batch, heads, tokens, head_dim)
+        if self._kept is not None:
+            k, v = self._kept(k, layer, "key"), self._kept(v, layer, "value")
         if past:
             k, v = (torch.cat(pair, 2) for pair in zip(self._cache[layer], (k, v), strict=True))
         self._cache[layer] = k, v
@@ -232,8 +241,9 @@ def reference_logits(
     activations: ActivationArithmetic | None = None,
     embedding_noise: Callable[[Tensor], Tensor] | None = None,
     first: int = 0,
+    cache: CacheArithmetic | None = None,
 ) -> np.ndarray:
     """Logits for token ids int64 (batch, tokens), from token ``first`` on: float32 (batch, tokens - first, vocab)."""
-    ops = TorchOps(weights, config, tokens.shape[1], activations, embedding_noise, first)
+    ops = TorchOps(weights, config, tokens.shape[1], activations, embedding_noise, first, cache)
     logits: np.ndarray = decoder(ops, config, torch.from_numpy(tokens)).numpy()
     return logits

@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..export.config import ModelConfig
+from ..quantize.cache import CacheFormat
 from ..quantize.store import Weights
 from ..quantize.tensor import QuantizedTensor
 from .certificate import Error
 from .golden import expectation
-from .judge import NOISE, NOISE_SEEDS, Evaluation, runtime_limit
+from .judge import NOISE, NOISE_SEEDS, Evaluation, Logits, cache_arithmetic, runtime_limit
 from .metrics import deviation
 from .target import Emulation
 from .targets import get_target
@@ -25,6 +26,7 @@ from .targets import get_target
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..export.to_torch import CacheArithmetic
 
 _CPUINFO = Path("/proc/cpuinfo")
 
@@ -74,11 +76,12 @@ def _with_kernel_noise(
     *,
     embedding_noise: Callable[[Tensor], Tensor] | None = None,
     first: int = 0,
+    cache: CacheArithmetic | None = None,
 ) -> NDArray[np.float32]:
     noise = embedding_noise
     if noise is not None and _has_int8_layers(weights):
         noise = partial(_amplified, noise)
-    return emulate(weights, config, tokens, embedding_noise=noise, first=first)
+    return emulate(weights, config, tokens, embedding_noise=noise, first=first, cache=cache)
 
 
 def _amplified(noise: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -104,31 +107,47 @@ def arm_expectations(
     config: ModelConfig,
     evaluation: Evaluation,
     limits: Mapping[str, float],
+    cache: CacheFormat | None = None,
 ) -> dict[str, dict[str, Any]]:
     """What golden.json keeps for a target beside its own entry: ONNX Runtime's other kernels, on ARM cores.
 
     int8 per token instead of per block makes another number at every position, larger than any noise floor, so a phone
     could not pass the entry of an x86 machine. Its noise floor is another one too: four times that of x86 on SmolLM2.
     """
-    from ..export.to_torch import reference_logits, relative_noise
+    from ..export.to_torch import reference_logits
 
     if name != "onnx":
         return {}
-    tokens, first = evaluation.tokens, evaluation.first
-    logits = _onnx_on_arm(weights, config, tokens, first=first)
+    kept = cache_arithmetic(get_target(name), cache, weights)
+    found = {}
+    for entry, emulate, noisy in (
+        ("onnx-arm64", _onnx_on_arm, partial(_with_kernel_noise, _onnx_on_arm)),
+        ("onnx-fp32", reference_logits, reference_logits),
+    ):
+        logits = emulate(weights, config, evaluation.tokens, first=evaluation.first, cache=kept)
+        rounds = entry != "onnx-fp32" or kept is not None  # else only float rounding is left
+        floor = _noise_floor(logits, noisy, weights, config, evaluation, kept) if rounds else 0.0
+        runtime = Error(kl=0.0, top1=1.0, noise_floor_kl=floor)
+        found[entry] = expectation(logits, runtime_limit(runtime, limits))
+    return found
 
-    def floor(seed: int) -> float:
+
+def _noise_floor(
+    logits: Logits,
+    emulate: Emulation,
+    weights: Weights,
+    config: ModelConfig,
+    evaluation: Evaluation,
+    cache: CacheArithmetic | None,
+) -> float:
+    from ..export.to_torch import relative_noise
+
+    def once(seed: int) -> float:
         noise = relative_noise(NOISE, seed)
-        noisy = _with_kernel_noise(_onnx_on_arm, weights, config, tokens, embedding_noise=noise, first=first)
+        noisy = emulate(weights, config, evaluation.tokens, embedding_noise=noise, first=evaluation.first, cache=cache)
         return deviation(logits, noisy).kl
 
-    runtime = Error(kl=0.0, top1=1.0, noise_floor_kl=median(map(floor, NOISE_SEEDS)))
-    limit = runtime_limit(runtime, limits)
-    exact = reference_logits(weights, config, tokens, first=first)
-    return {
-        "onnx-arm64": expectation(logits, limit),
-        "onnx-fp32": expectation(exact, limits["runtime.kl_rounding"]),
-    }
+    return median(map(once, NOISE_SEEDS))
 
 
 def _onnx_on_arm(
@@ -138,8 +157,9 @@ def _onnx_on_arm(
     *,
     embedding_noise: Callable[[Tensor], Tensor] | None = None,
     first: int = 0,
+    cache: CacheArithmetic | None = None,
 ) -> NDArray[np.float32]:
     from ..export.to_torch import reference_logits
     from .onnx_arithmetic import int8_on_arm
 
-    return reference_logits(weights, config, tokens, int8_on_arm, embedding_noise, first)
+    return reference_logits(weights, config, tokens, int8_on_arm, embedding_noise, first, cache)

@@ -16,6 +16,7 @@ from ..errors import InputError, ParityError
 from ..export.adapters import ADAPTER_WEIGHTS
 from ..export.apple import FUNCTIONS
 from ..export.bundle import Manifest, fingerprint, hash_file, hash_folder, staging, write_manifest
+from ..export.caches import target_cache
 from ..export.canonical import TensorError, check_formats, check_patterns, matrix_formats
 from ..export.check import check_tensors
 from ..export.checkpoint import Checkpoint
@@ -25,7 +26,7 @@ from ..export.gguf_codes import STORED_KINDS
 from ..export.hub import is_hub_id
 from ..export.open_checkpoint import open_checkpoint
 from ..quantize.recipe import DEFAULT_RECIPE, Recipe, load_recipe, recipe_to_toml
-from ..quantize.store import CanonicalFile
+from ..quantize.store import Weights
 from .arm64_arithmetic import arm_expectations
 from .budget import Budget, fit_recipe
 from .certificate import Certificate
@@ -37,7 +38,7 @@ from .memory_need import check_memory
 from .peak_memory import PeakMemory
 from .progress import Progress, silent
 from .prompts import encode_prompts, stop_tokens
-from .quantise_model import Source, open_source, write_canonical
+from .quantise_model import Source, cache_tokens, open_source, write_canonical
 from .target import Details, Target
 from .targets import check_reference, get_target
 from .thresholds import limits
@@ -59,6 +60,7 @@ class _Model:
     context: int
     stop_tokens: tuple[int, ...]
     files: Mapping[str, bytes]
+    cache: str
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -93,6 +95,7 @@ def export(
     overwrite: bool = False,
     max_memory: int | None = None,
     certify: str = "full",
+    cache: str = "float",
     progress: Progress = silent,
 ) -> ExportReport:
     """Quantise a model once, write it for each target, verify each file, and leave a bundle at ``output``.
@@ -106,6 +109,7 @@ def export(
     max_memory     bytes of resident memory that the export may take, refused at once if it needs more
     certify        "full"; or "identity": read the weights back and compare them, but run nothing, which the
                    certificate then says
+    cache          "float": keys and values as the target computes them; "int8": 8 bits each, where the target can
 
     Raises InputError for anything that cannot be exported, ParityError if an artifact fails its certificate. In both
     cases nothing is left at ``output`` that was not there before.
@@ -118,9 +122,13 @@ def export(
     for name, given, allowed in (("coreml_shapes", coreml_shapes, FUNCTIONS), ("certify", certify, CERTIFY)):
         if given not in allowed:
             raise InputError(f"{name} must be one of {', '.join(allowed)}, it is {given!r}")
-    opened = _open(model, recipe, context, calibration, adapters, targets)
+    for target in targets:
+        target_cache(target.name, cache)
+    opened = _open(model, recipe, context, calibration, adapters, targets, cache)
     if max_memory is not None:
-        check_memory(opened.source, opened.recipe, opened.context, targets, max_memory, certify, budget is not None)
+        check_memory(
+            opened.source, opened.recipe, opened.context, targets, max_memory, certify, budget is not None, cache
+        )
     memory = PeakMemory()
     with staging(output, overwrite, _CANONICAL.parent.name) as folder:
         (folder / _CANONICAL.parent).mkdir(exist_ok=True)
@@ -131,11 +139,15 @@ def export(
         with memory.phase("quantise"):
             if budget is not None:
                 opened = _fit(opened, budget, folder, progress)
-            weights, errors = write_canonical(opened.source, opened.recipe, folder / _CANONICAL, progress)
-            fingerprints = _fingerprints(weights)
-        seconds = _lower(opened, targets, folder, coreml_shapes, memory, progress)
-        verify = _verify if certify == "full" else _check_identity
-        certificate = _with_times(verify(opened, targets, folder, fingerprints, memory, progress), seconds)
+            quantised, errors = write_canonical(opened.source, opened.recipe, folder / _CANONICAL, progress)
+        weights = _with_cache_scales(opened, targets, quantised, memory, progress)
+        fingerprints = _fingerprints(weights)
+        seconds = _lower(opened, targets, folder, weights, coreml_shapes, memory, progress)
+        if certify == "full":
+            certificate = _verify(opened, targets, folder, weights, fingerprints, memory, progress)
+        else:
+            certificate = _check_identity(opened, targets, folder, fingerprints, memory, progress)
+        certificate = _with_times(certificate, seconds)
         if certify == "identity":  # as late as can be, because transformers brings torch: 600 MB
             with memory.phase("compare the tokenizer"):
                 notes += _check_tokenizer(folder)
@@ -146,7 +158,20 @@ def export(
     return ExportReport(output, certificate, tuple(worst), memory)
 
 
-def _fingerprints(weights: CanonicalFile) -> dict[str, dict[str, str]]:
+def _with_cache_scales(
+    model: _Model, targets: Sequence[Target], weights: Weights, memory: PeakMemory, progress: Progress
+) -> Weights:
+    """The canonical weights, with the scales of the cache if a target's has constant ones."""
+    if not any(target_cache(target.name, model.cache).static_scales for target in targets):
+        return weights
+    from ..export.cache_scales import WithScales, measure_scales
+
+    layers = len(model.config.layers)
+    with memory.phase("measure the cache"), progress("Measuring keys and values", layers) as step:
+        return WithScales(measure_scales(weights, model.config, cache_tokens(model.source), step), weights)
+
+
+def _fingerprints(weights: Weights) -> dict[str, dict[str, str]]:
     with ThreadPoolExecutor(2) as pool:  # hashing lets go of the interpreter
         return dict(zip(weights, pool.map(lambda name: fingerprint(weights[name]), weights), strict=True))
 
@@ -158,6 +183,7 @@ def _open(
     calibration: Path | None,
     adapters: Sequence[str],
     targets: Sequence[Target],
+    cache: str,
 ) -> _Model:
     """Everything that can be refused is refused here, before any work is done."""
     chosen = load_recipe(recipe)
@@ -189,6 +215,7 @@ def _open(
         context=context or min(DEFAULT_CONTEXT, config.max_position_embeddings),
         stop_tokens=stop_tokens(files, checkpoint.config),
         files=files,
+        cache=cache,
     )
 
 
@@ -223,12 +250,12 @@ def _lower(
     model: _Model,
     targets: Sequence[Target],
     folder: Path,
+    weights: Weights,
     coreml_shapes: str,
     memory: PeakMemory,
     progress: Progress,
 ) -> dict[str, float]:
     """Write every target's artifact; the seconds that each took."""
-    weights = CanonicalFile(folder / _CANONICAL)
     details = _details(model, coreml_shapes)
     seconds = {}
     for target in targets:
@@ -259,6 +286,7 @@ def _details(model: _Model, coreml_shapes: str) -> Details:
         recipe=model.recipe.name,
         licence=model.checkpoint.licence,
         coreml_shapes=coreml_shapes,
+        cache=model.cache,
     )
 
 
@@ -281,6 +309,7 @@ def _verify(
     model: _Model,
     targets: Sequence[Target],
     folder: Path,
+    canonical: Weights,
     fingerprints: Mapping[str, Mapping[str, str]],
     memory: PeakMemory,
     progress: Progress,
@@ -297,21 +326,20 @@ def _verify(
     with progress("Running the source model"), memory.phase("run the source model"):
         weights = CheckpointWeights(model.checkpoint)
         source = reference_logits(weights, model.config, evaluation.tokens, first=evaluation.first)
-    canonical = CanonicalFile(folder / _CANONICAL)
     judged: dict[str, Judgement] = {}
     golden: dict[str, Mapping[str, Any]] = {}
     for target in targets:
-        allowed = limits(model.recipe.thresholds, target.limits)
+        allowed, cache = limits(model.recipe.thresholds, target.limits), target_cache(target.name, model.cache)
         with memory.phase(f"verify {target.name}"), progress(f"Verifying {target.name}", JUDGE_STEPS) as step:
             judgement = judge(
-                target, folder / target.name, model.config, fingerprints, evaluation, source, allowed, step
+                target, folder / target.name, model.config, fingerprints, evaluation, source, allowed, step, cache
             )
         judged[target.name] = judgement
         _gate(target.name, judgement)
         assert judgement.expected is not None
         assert judgement.certificate.runtime is not None
         golden[target.name] = expectation(judgement.expected, runtime_limit(judgement.certificate.runtime, allowed))
-        golden |= arm_expectations(target.name, canonical, model.config, evaluation, allowed)
+        golden |= arm_expectations(target.name, canonical, model.config, evaluation, allowed, cache)
     write_golden(folder, Golden(evaluation, PROMPTS, golden), tokenizer.decode)
     certificates = {name: judgement.certificate for name, judgement in judged.items()}
     if "executorch" in certificates:
@@ -335,7 +363,8 @@ def _check_identity(
     judged = {}
     for target in targets:
         with memory.phase(f"verify {target.name}"), progress(f"Reading {target.name} back"):
-            judgement = judge_identity(target, folder / target.name, model.config, fingerprints)
+            cache = target_cache(target.name, model.cache)
+            judgement = judge_identity(target, folder / target.name, model.config, fingerprints, cache)
         _gate(target.name, judgement)
         judged[target.name] = judgement.certificate
     write_golden(folder, Golden(evaluation, (), {}), tokenizer.decode)
@@ -385,6 +414,7 @@ def _manifest(
         weights=fingerprints,
         quantization={error.name: round(error.relative_error, 6) for error in errors},
         notes=(*notes, *model.checkpoint.changes, *_codes_note(model, errors)),
+        caches={name: target_cache(name, model.cache).name for name in certificate.targets},
         files=hash_folder(folder),
         certificate=certificate.to_json(),
     )

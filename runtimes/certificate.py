@@ -71,6 +71,7 @@ class TargetCertificate:
     exactness           of single operations, where the target runs them apart
     size_bytes          of the artifact; ``seconds`` the time its verification took
     hardware            what it ran on; None is this machine
+    cache               what a cache in int8 costs, on the reference; None where it keeps floating point
     left_out            errors that were not measured because the user asked for identity alone
     None where a thing was not measured: quantization and total without the source model, conversion where the runtime
     cannot compute with fp32 activations.
@@ -95,6 +96,7 @@ class TargetCertificate:
     exactness: Exactness | None = None
     hardware: Hardware | None = None
     left_out: tuple[str, ...] = ()
+    cache: Error | None = None
 
     @property
     def passed(self) -> bool:
@@ -144,7 +146,7 @@ def certificate_from_json(content: Mapping[str, Any]) -> Certificate:
 
 def _target_from_json(content: Mapping[str, Any]) -> TargetCertificate:
     fields_given = {key: value for key, value in content.items() if key != "passed"}
-    for key in ("quantization", "conversion", "activation", "runtime", "total"):
+    for key in ("quantization", "conversion", "cache", "activation", "runtime", "total"):
         fields_given[key] = None if content.get(key) is None else _checked(Error(**content[key]))
     if content.get("exactness") is not None:
         fields_given["exactness"] = _checked(Exactness(**content["exactness"]))

@@ -8,7 +8,16 @@ import click
 
 from ..errors import InputError
 from ..quantize.recipe import DEFAULT_RECIPE
-from .cli_shared import TARGET_NAMES, adapter_option, examples, json_option, print_json, progress_for, show_certificate
+from .cli_shared import (
+    TARGET_NAMES,
+    adapter_option,
+    cache_option,
+    examples,
+    json_option,
+    print_json,
+    progress_for,
+    show_certificate,
+)
 
 
 @click.command(
@@ -56,6 +65,7 @@ from .cli_shared import TARGET_NAMES, adapter_option, examples, json_option, pri
     show_default=True,
     help="identity: compare the weights in the file, but run nothing, where memory is short.",
 )
+@cache_option
 @click.option("--overwrite", is_flag=True, help="Replace the bundle if it is there.")
 @click.option("--dry-run", is_flag=True, help="Write nothing: show what `pocketlm plan` says of this export.")
 @json_option
@@ -72,6 +82,7 @@ def export_command(
     adapter: tuple[str, ...],
     max_memory: str | None,
     certify: str,
+    cache: str,
     overwrite: bool,
     dry_run: bool,
     as_json: bool,
@@ -106,6 +117,7 @@ def export_command(
         overwrite=overwrite,
         max_memory=None if max_memory is None else parse_size(max_memory),
         certify=certify,
+        cache=cache,
         progress=progress_for(as_json),
     )
     if as_json:

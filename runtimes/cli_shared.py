@@ -21,6 +21,13 @@ TARGET_NAMES = ("onnx", "executorch", "coreml")
 adapter_option = click.option(
     "--adapter", multiple=True, metavar="DIR[=WEIGHT]", help="LoRA adapter to merge first; may be repeated."
 )
+cache_option = click.option(
+    "--cache",
+    type=click.Choice(("float", "int8")),
+    default="float",
+    show_default=True,
+    help="How artifacts keep keys and values. int8 takes a quarter of the memory; of the targets, onnx has it.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts, and no progress.")
 
 lookup_options = (

@@ -17,6 +17,8 @@ from .target import Details, ReadBack, Target
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..export.to_torch import CacheArithmetic
+
 
 def _write(folder: Path, config: ModelConfig, weights: Weights, context: int, details: Details) -> None:
     from .mil_package import import_coremltools
@@ -65,9 +67,11 @@ def _emulate(
     *,
     embedding_noise: Callable[[Tensor], Tensor] | None = None,
     first: int = 0,
+    cache: CacheArithmetic | None = None,
 ) -> NDArray[np.float32]:
     from .fp16_emulation import emulated_logits
 
+    assert cache is None, "its states are fp16, which the emulation knows"
     return emulated_logits(weights, config, tokens, embedding_noise=embedding_noise, first=first)
 
 

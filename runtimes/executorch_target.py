@@ -18,6 +18,8 @@ from .target import Details, ReadBack, Target
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..export.to_torch import CacheArithmetic
+
 
 def _write(folder: Path, config: ModelConfig, weights: Weights, context: int, details: Details) -> None:
     from ..export.to_executorch import write_executorch
@@ -48,11 +50,12 @@ def _emulate(
     *,
     embedding_noise: Callable[[Tensor], Tensor] | None = None,
     first: int = 0,
+    cache: CacheArithmetic | None = None,
 ) -> NDArray[np.float32]:
     from ..export.to_torch import reference_logits
     from .executorch_arithmetic import int8_per_token
 
-    return reference_logits(weights, config, tokens, int8_per_token, embedding_noise, first)
+    return reference_logits(weights, config, tokens, int8_per_token, embedding_noise, first, cache)
 
 
 def _locate(folder: Path, config: ModelConfig, weights: Weights, tokens: NDArray[np.int64]) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from ..export.bundle import fingerprint
 from ..export.config import ModelConfig
 from ..export.inventory import take_inventory
+from ..quantize.cache import CACHE_FORMATS, CacheFormat, is_cache_scale
 from ..quantize.tensor import QuantizedTensor
 from .target import ReadBack
 
@@ -28,8 +29,15 @@ class Identity:
     differences: tuple[str, ...]
 
 
-def check_identity(found: ReadBack, expected: Mapping[str, Mapping[str, str]], config: ModelConfig) -> Identity:
-    """Compare what was read back with the canonical fingerprints and with the model's own configuration."""
+def check_identity(
+    found: ReadBack, expected: Mapping[str, Mapping[str, str]], config: ModelConfig, cache: CacheFormat | None = None
+) -> Identity:
+    """Compare what was read back with the canonical fingerprints and with the model's own configuration.
+
+    cache  the artifact's, as the manifest has it; None is the target's floating point
+    """
+    if cache is None or not cache.static_scales:  # another artifact of the bundle may have some
+        expected = {name: prints for name, prints in expected.items() if not is_cache_scale(name)}
     differences = []
     matrices = 0
     for name, prints in expected.items():
@@ -46,6 +54,7 @@ def check_identity(found: ReadBack, expected: Mapping[str, Mapping[str, str]], c
         difference = _weight_difference(found, "lm_head.weight", expected[config.head_name])
         if difference:
             differences.append(f"lm_head.weight (tied): {difference}")
+    differences += _cache_differences(found.caches, cache)
     constants = take_inventory(config).constants
     differences += _constant_differences(found.constants, constants)
     return Identity(matrices, len(expected) - matrices + len(constants), tuple(differences))
@@ -66,6 +75,24 @@ def _as_stored(tensor: np.ndarray, form: str) -> np.ndarray:
     """A dense tensor in the canonical type, if nothing is lost: a file may hold fp16 values as fp32 or the reverse."""
     canonical = tensor.astype(np.dtype(form.split()[0])) if form.startswith("float") else tensor
     return canonical if np.array_equal(canonical.astype(tensor.dtype), tensor) else tensor
+
+
+def _cache_differences(found: tuple[str, ...], expected: CacheFormat | None) -> list[str]:
+    """A line for each layer whose cache has another format; of floating point any will do where none is named."""
+    if expected is not None and not expected.is_float and not found:
+        return [f"its cache is not {expected.name}, as the manifest has it"]
+
+    def agrees(name: str) -> bool:
+        if expected is None:
+            return name in CACHE_FORMATS and CACHE_FORMATS[name].is_float
+        return name == expected.name
+
+    wanted = "floating point" if expected is None else expected.name
+    return [
+        f"model.layers.{layer}.self_attn: its cache is {name} in the file, {wanted} in the manifest"
+        for layer, name in enumerate(found)
+        if not agrees(name)
+    ]
 
 
 def _constant_differences(found: Mapping[str, float], expected: Mapping[str, float]) -> list[str]:

@@ -1,7 +1,9 @@
 """Judging one finished artifact: the errors of the certificate, each measured between two neighbours.
 
-source --quantization--> canonical --activation--> emulated --runtime--> shipped
+source --quantization--> canonical --cache--> cached --activation--> emulated --runtime--> shipped
                          canonical --conversion--> exact
+
+Where the cache keeps floating point, canonical and cached are one.
 """
 
 from __future__ import annotations
@@ -11,18 +13,23 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..export.checkpoint import Checkpoint
 from ..export.config import ModelConfig
+from ..quantize.cache import CacheFormat
 from ..quantize.store import Weights
 from .certificate import Error, Exactness, TargetCertificate
 from .identity import check_identity
 from .metrics import Deviation, deviation, perplexity_ratio
 from .session import ArtifactError, Session
 from .target import Target
+
+if TYPE_CHECKING:
+    from ..export.to_torch import CacheArithmetic
 
 Logits = NDArray[np.float32]
 
@@ -107,6 +114,7 @@ class _Errors:
     activation: Error
     runtime: Error
     total: Error | None
+    cache: Error | None
     logit_spread: float
 
 
@@ -122,23 +130,25 @@ def judge(
     source: Logits | None,
     limits: Mapping[str, float],
     step: Callable[[], None],
+    cache: CacheFormat | None = None,
 ) -> Judgement:
     """Read ``folder`` back, run it, and tell its errors apart.
 
+    cache   how the artifact keeps keys and values; None is the target's floating point
     source  the source model's logits from the evaluation's first position on; None if the source is not at hand
     limits  as in ``thresholds``
     step    called ``JUDGE_STEPS`` times, fewer if the file does not hold the canonical weights
     """
     started = time.perf_counter()
     found = target.read_back(folder, config)
-    identity = check_identity(found, fingerprints, config)
+    identity = check_identity(found, fingerprints, config, cache)
     step()
     failures = identity.differences
     errors = exactness = expected = shipped = context = None
     if not failures:
         exactness, inexact = _exactness(target, config, found.weights, limits)
         try:
-            measured = _measure(target, folder, config, found.weights, evaluation, source, step)
+            measured = _measure(target, folder, config, found.weights, evaluation, source, step, cache)
         except ArtifactError as error:
             failures = (*inexact, str(error))
         else:
@@ -156,6 +166,7 @@ def judge(
         activation=None if errors is None else errors.activation,
         runtime=None if errors is None else errors.runtime,
         total=None if errors is None else errors.total,
+        cache=None if errors is None else errors.cache,
         failures=failures,
         evaluated_by=target.evaluated_by(),
         notes=target.notes + (() if target.remarks is None else target.remarks(folder)),
@@ -171,11 +182,16 @@ NOT_RUN = "nothing was run (--certify identity); measure the rest with: pocketlm
 
 
 def judge_identity(
-    target: Target, folder: Path, config: ModelConfig, fingerprints: Mapping[str, Mapping[str, str]]
+    target: Target,
+    folder: Path,
+    config: ModelConfig,
+    fingerprints: Mapping[str, Mapping[str, str]],
+    cache: CacheFormat | None = None,
 ) -> Judgement:
     """Read ``folder`` back and compare its weights and constants, but run nothing."""
     started = time.perf_counter()
-    identity = check_identity(target.read_back(folder, config), fingerprints, config)
+    identity = check_identity(target.read_back(folder, config), fingerprints, config, cache)
+    quantised = ("cache",) if cache is not None and not cache.is_float else ()
     certificate = TargetCertificate(
         weights_identical=not identity.differences,
         tensors_checked=identity.tensors_checked,
@@ -191,7 +207,7 @@ def judge_identity(
         notes=(NOT_RUN,),
         size_bytes=_size(folder),
         seconds=round(time.perf_counter() - started, 2),
-        left_out=("quantization", "conversion", "activation", "runtime", "total"),
+        left_out=("quantization", *quantised, "conversion", "activation", "runtime", "total"),
     )
     return Judgement(certificate)
 
@@ -224,6 +240,7 @@ def _measure(
     evaluation: Evaluation,
     source: Logits | None,
     step: Callable[[], None],
+    cache: CacheFormat | None,
 ) -> tuple[_Errors, Logits, Logits, int]:
     """Each array of logits is let go of as soon as its last comparison is made."""
     from ..export.to_torch import reference_logits, relative_noise
@@ -236,15 +253,20 @@ def _measure(
     if target.exact_logits is not None:
         conversion = _error(deviation(canonical, target.exact_logits(folder, config, tokens)[:, first:]))
     step()
-    emulate = target.emulate or reference_logits
-    emulated = canonical if target.emulate is None else emulate(weights, config, tokens, first=first)
-    activation, spread = _error(deviation(canonical, emulated)), float(canonical.std())
+    spread, kept = float(canonical.std()), cache_arithmetic(target, cache, weights)
+    cached = canonical if kept is None else reference_logits(weights, config, tokens, first=first, cache=kept)
+    cache_error = None if kept is None else _error(deviation(canonical, cached))
     del canonical
+    emulate = target.emulate or reference_logits
+    emulated = cached if target.emulate is None else emulate(weights, config, tokens, first=first, cache=kept)
+    activation = _error(deviation(cached, emulated))
+    del cached
     step()
 
     def floor(seed: int) -> float:
         noise = relative_noise(NOISE, seed)
-        return deviation(emulated, emulate(weights, config, tokens, embedding_noise=noise, first=first)).kl
+        noisy = emulate(weights, config, tokens, embedding_noise=noise, first=first, cache=kept)
+        return deviation(emulated, noisy).kl
 
     floors = []
     for seed in NOISE_SEEDS:
@@ -258,8 +280,13 @@ def _measure(
     runtime = replace(runtime, noise_floor_kl=median(floors))
     total = None if source is None else _against_source(source, shipped, evaluation)
     step()
-    errors = _Errors(quantization, conversion, activation, runtime, total, spread)
+    errors = _Errors(quantization, conversion, activation, runtime, total, cache_error, spread)
     return errors, emulated, shipped, session.context
+
+
+def cache_arithmetic(target: Target, cache: CacheFormat | None, weights: Weights) -> CacheArithmetic | None:
+    """What a cache does to keys and values, in the reference; None where it keeps floating point."""
+    return None if cache is None or cache.is_float else target.cache_arithmetic[cache.name](weights)
 
 
 def _error(found: Deviation) -> Error:
@@ -290,7 +317,7 @@ def find_failures(errors: _Errors, limits: Mapping[str, float]) -> tuple[str, ..
                 limits["conversion.relative_logit"],
             ),
         ]
-    for name in ("quantization", "activation", "total"):
+    for name in ("quantization", "cache", "activation", "total"):
         error: Error | None = getattr(errors, name)
         if error is not None:
             checks.append((f"{name}: KL", error.kl, limits[f"{name}.kl"]))

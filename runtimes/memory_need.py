@@ -11,12 +11,15 @@ from math import prod
 from typing import TYPE_CHECKING, Protocol
 
 from ..errors import InputError
+from ..export.caches import target_cache
 from ..export.canonical import PIECE_VALUES, is_linear
 from ..export.config import ModelConfig
 from ..export.families import FAMILIES
 from ..export.gguf_codes import STORED_KINDS
 from ..export.inventory import take_inventory
+from ..quantize.cache import CacheFormat
 from ..quantize.recipe import Recipe
+from .calibration import CACHE_LENGTH, CACHE_SEQUENCES
 from .peak_memory import resident_bytes
 
 if TYPE_CHECKING:
@@ -59,6 +62,7 @@ def check_memory(
     max_memory: int,
     certify: str,
     budget: bool,
+    cache: str = "float",
 ) -> None:
     """Raise InputError if an export would take more than ``max_memory`` bytes, saying what would make it fit."""
     if recipe.method != "rtn" or budget:
@@ -68,13 +72,13 @@ def check_memory(
         )
     base = -(-resident_bytes() // PROCESS) * PROCESS  # rounded, so that it is the same next time
     names = [target.name for target in targets]
-    needs = memory_needs(source.checkpoint, source.config, recipe, context, names, certify, base)
+    needs = memory_needs(source.checkpoint, source.config, recipe, context, names, certify, base, cache)
     phase = max(needs, key=lambda name: needs[name])
     if needs[phase] <= max_memory:
         return
     advice = [f"--max-memory {_gigabytes(needs[phase])}"]
     if certify == "full":
-        less = memory_needs(source.checkpoint, source.config, recipe, context, names, "identity", base)
+        less = memory_needs(source.checkpoint, source.config, recipe, context, names, "identity", base, cache)
         advice.append(f"--certify identity, which runs nothing and needs {_gigabytes(max(less.values()))}")
     raise InputError(
         f"to {phase} takes {_gigabytes(needs[phase])}, more than --max-memory {_gigabytes(max_memory)}; "
@@ -90,25 +94,30 @@ def memory_needs(
     targets: Sequence[str],
     certify: str,
     base: int,
+    cache: str = "float",
 ) -> Mapping[str, int]:
     """Bytes of resident memory that phases of a data-free export take at most; ``base`` the process has already."""
     largest, widest = _largest_matrix(checkpoint), _widest_linear(checkpoint, config)
     size = _artifact_bytes(checkpoint, recipe)
     whole = largest * _WHOLE_BYTES * _PIECES if _reads_whole(checkpoint, config) else 0
-    early = _TORCH if certify == "full" else 0  # transformers' tokenizer brings it; else it comes when all is written
+    measured = any(target_cache(name, cache).static_scales for name in targets)
+    # transformers' tokenizer brings it, or measuring the cache; else it comes when all is written
+    early = _TORCH if certify == "full" or measured else 0
     needs = {"quantise": base + early + 64 * _MB + max(whole, PIECE_VALUES * _PIECE_BYTES * _PIECES) + 2 * largest}
     needs["compare the tokenizer"] = base + _TORCH + max(_WRITERS[name] for name in targets)
     needs["end"] = needs["compare the tokenizer"] + _ENDING
+    if measured:
+        needs["measure the cache"] = base + _TORCH + _measuring_bytes(config, widest)
     for name in targets:
         written = base + early + _WRITERS[name] + max(2 * widest, 5 * largest // 4)
         if name == "coreml":
             written += 2 * largest
         needs[f"write {name}"] = written
         read = {"onnx": 3 * largest, "executorch": size + 3 * largest, "coreml": 3 * _values(checkpoint)}[name]
-        needs[f"verify {name}"] = base + _WRITERS[name] + read
+        needs[f"verify {name}"] = base + early + _WRITERS[name] + read
         if certify == "full":
-            loaded = int(_LOADED[name] * size) + _cache_bytes(config, context)
-            needs[f"verify {name}"] += _TORCH + _RUNTIMES[name] + loaded + 10 * largest
+            loaded = int(_LOADED[name] * size) + _cache_bytes(config, context, target_cache(name, cache))
+            needs[f"verify {name}"] += _RUNTIMES[name] + loaded + 10 * largest
     return needs
 
 
@@ -149,7 +158,15 @@ def _artifact_bytes(checkpoint: Tensors, recipe: Recipe) -> int:
     return total
 
 
-def _cache_bytes(config: ModelConfig, context: int) -> int:
-    """The KV cache in float32."""
-    widths = sum(layer.attention.kv_heads * layer.attention.head_dim for layer in config.layers)
-    return 8 * context * widths
+def _measuring_bytes(config: ModelConfig, widest: int) -> int:
+    """Two weights in float32, and what is alive of a layer's values for all tokens that are measured."""
+    values = max(2 * layer.attention.query_width + 4 * layer.mlp.width for layer in config.layers)
+    scores = 3 * CACHE_LENGTH * max(layer.attention.heads for layer in config.layers)
+    return 2 * 6 * widest + 4 * CACHE_SEQUENCES * CACHE_LENGTH * (values + 6 * config.hidden_size + scores)
+
+
+def _cache_bytes(config: ModelConfig, context: int, cache: CacheFormat) -> int:
+    """Of all keys and values."""
+    return context * sum(
+        cache.token_bytes(layer.attention.kv_heads, layer.attention.head_dim) for layer in config.layers
+    )

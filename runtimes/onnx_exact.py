@@ -1,24 +1,26 @@
-"""A finished ONNX artifact evaluated with fp32 activations, to tell conversion from kernel arithmetic."""
+"""A finished ONNX artifact evaluated with fp32 activations and cache, to tell conversion from kernel arithmetic."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..export.config import ModelConfig
-from .onnx_reader import readable
+from .onnx_reader import CACHE_SCALES_AT, readable
 from .onnx_session import MODEL_FILE, OnnxSession
 from .session import AllLogits
 
+_OF_QUANTISED_CACHES = ("k_quant_type", "v_quant_type", "kv_cache_bit_width")
 EXACT_ACCURACY = 0  # the accuracy_level of MatMulNBits and QMoE for fp32 activations
 
 
 def exact_graph(folder: Path, outputs: tuple[str, ...] = ()) -> bytes:
-    """The finished file's own graph with two changes: fp32 activations, and the logits of every token.
+    """The finished file's own graph with three changes: fp32 activations, an fp32 cache, the logits of every token.
 
     ``outputs`` are tensors inside the graph that it shall give as well. The weights stay where they are.
     """
@@ -32,16 +34,29 @@ def exact_graph(folder: Path, outputs: tuple[str, ...] = ()) -> bytes:
         if node.op_type in ("MatMulNBits", "QMoE"):
             with readable(folder):
                 next(a for a in node.attribute if a.name == "accuracy_level").i = EXACT_ACCURACY
+        if node.op_type == "GroupQueryAttention":
+            _keep_floats(node)
         if node.op_type == "Gather" and node.input[1] == "last_index":
             node.op_type = "Identity"
             del node.input[1:]
             del node.attribute[:]
+    for value in [*model.graph.input, *model.graph.output]:
+        if value.name.startswith(("past_key_values.", "present.")):
+            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
     with readable(folder):
         logits = next(value for value in model.graph.output if value.name == "logits")
         logits.type.tensor_type.shape.dim[1].dim_param = "tokens"
     for name in outputs:
         model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
     return bytes(model.SerializeToString())
+
+
+def _keep_floats(node: Any) -> None:
+    """Let an attention keep keys and values as they are."""
+    del node.input[CACHE_SCALES_AT:]
+    kept = [attribute for attribute in node.attribute if attribute.name not in _OF_QUANTISED_CACHES]
+    del node.attribute[:]
+    node.attribute.extend(kept)
 
 
 def _open(folder: Path, graph: bytes) -> AllLogits:

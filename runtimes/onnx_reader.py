@@ -16,11 +16,14 @@ from ..export.decoder import expert_names, fused_name, mlp_names
 from ..export.inventory import take_inventory
 from ..export.rope import rotary_tables
 from ..export.shapes import tensor_shapes
+from ..quantize.cache import FP32, INT8_CHANNEL, PARTS, scale_name
 from ..quantize.store import CanonicalTensor, unpack_int4
 from ..quantize.tensor import QuantizedTensor
 from .onnx_session import MODEL_FILE
 from .target import ReadBack
 
+CACHE_SCALES_AT = 12  # the place of the keys' scales among GroupQueryAttention's inputs; the values' follow
+_FLOAT, _INT8 = 1, 3  # TensorProto.DataType
 _DTYPES = {1: np.float32, 2: np.uint8, 7: np.int64, 10: np.float16}  # TensorProto.DataType
 
 
@@ -64,6 +67,16 @@ class OnnxWeights:
         if config.tie_word_embeddings:
             head = self._node(f"{fused_name((EMBEDDING,))}.output")
             places["lm_head.weight"] = (head, 0, config.vocab_size, "linear")
+        return places | self._cache_scale_places(config)
+
+    def _cache_scale_places(self, config: ModelConfig) -> dict[str, tuple[Any, int, int, str]]:
+        """As ``_find_places``: (the attention, which of its inputs, 0, role)."""
+        places = {}
+        for layer in range(len(config.layers)):
+            node = self._node(f"model.layers.{layer}.self_attn")
+            for place, part in enumerate(PARTS, CACHE_SCALES_AT):
+                if len(node.input) > place and node.input[place]:
+                    places[scale_name(layer, part)] = (node, place, 0, "cache scales")
         return places
 
     def _read_expert(self, node: Any, expert: int, step: int, part: str) -> QuantizedTensor:
@@ -117,6 +130,8 @@ class OnnxWeights:
             return self._read_expert(node, start, stop, role)
         if role == "norm bias":
             return self._read(node.input[2])
+        if role == "cache scales":
+            return self._read(node.input[start]).reshape(-1)
         if role == "positions":
             return self._read(self._producers[node.input[1]].input[0])
         if role == "bias":
@@ -190,7 +205,7 @@ class OnnxWeights:
         for layer, features in enumerate(config.layers):
             attention, name = features.attention, f"model.layers.{layer}.self_attn"
             node = self._node(name)
-            tables = [self._read(given) for given in node.input[7:9]]
+            tables = [self._read(given) for given in node.input[7:9] if given]
             rotates = bool(_attributes(node)["do_rotary"])
             wanted: Sequence[NDArray[np.float32]] = ()
             if attention.rope is not None and tables:
@@ -198,6 +213,23 @@ class OnnxWeights:
             if rotates == bool(tables) and len(tables) == len(wanted) and all(map(np.array_equal, tables, wanted)):
                 found[f"{name}:rotary tables"] = rotates
         return found
+
+    def caches(self, config: ModelConfig) -> tuple[str, ...]:
+        """The format of each layer's cache; what is none of ours is described."""
+        inputs = {value.name: value.type.tensor_type.elem_type for value in self._graph.input}
+        return tuple(self._cache_format(layer, inputs) for layer in range(len(config.layers)))
+
+    def _cache_format(self, layer: int, inputs: Mapping[str, int]) -> str:
+        node = self._node(f"model.layers.{layer}.self_attn")
+        attributes = _attributes(node)
+        kinds = [attributes.get(name, b"NONE").decode() for name in ("k_quant_type", "v_quant_type")]
+        types = [inputs[node.input[place]] for place in (3, 4)]
+        if kinds == ["NONE", "NONE"] and types == [_FLOAT, _FLOAT]:
+            return FP32.name
+        bits = attributes.get("kv_cache_bit_width", 8)
+        if kinds == ["PER_CHANNEL", "PER_CHANNEL"] and types == [_INT8, _INT8] and bits == 8:
+            return INT8_CHANNEL.name
+        return f"{bits} bits {' and '.join(kinds)} in tensors of type {types[0]} and {types[1]}"
 
     def check_activations(self, config: ModelConfig) -> None:
         """Raise InputError unless each MLP bends its values as the configuration says: the kinds differ by little."""
@@ -260,7 +292,7 @@ def read_back(folder: Path, config: ModelConfig) -> ReadBack:
     with readable(folder):
         weights = OnnxWeights(folder, config)
         weights.check_activations(config)
-        return ReadBack(weights, {**weights.constants(), **weights.rotations(config)})
+        return ReadBack(weights, {**weights.constants(), **weights.rotations(config)}, weights.caches(config))
 
 
 @contextmanager

@@ -23,6 +23,7 @@ PROMPT_CHUNK = 512  # tokens: no slower than others, and activations take memory
 # ``run_rows`` goes past such a place.
 _WIDE_HEAD = 128
 _BLOCK = 32
+_CACHE_TYPES = {"tensor(float)": np.float32, "tensor(int8)": np.int8}
 
 
 def import_onnxruntime() -> Any:
@@ -55,7 +56,7 @@ class OnnxSession:
         self._chooses_rows = any(value.name == ROWS_INPUT for value in self._session.get_inputs())
         self._position = 0
         self._cache = {
-            value.name: self._zeros((1, value.shape[1], self._context, value.shape[3]), np.float32)
+            value.name: self._zeros((1, value.shape[1], self._context, value.shape[3]), _CACHE_TYPES[value.type])
             for value in self._session.get_inputs()
             if value.name.startswith("past_key_values")
         }

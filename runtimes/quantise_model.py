@@ -24,6 +24,8 @@ from ..export.inventory import take_inventory
 from ..quantize.recipe import Recipe
 from ..quantize.store import CanonicalFile, CanonicalWriter, save_canonical
 from .calibration import (
+    CACHE_LENGTH,
+    CACHE_SEQUENCES,
     LENGTH,
     SEQUENCES,
     TRAINED_WEIGHTS,
@@ -63,6 +65,12 @@ def open_source(checkpoint: Checkpoint, config: ModelConfig, calibration: Path |
         calibration=cut_sequences(text, tokenizer, longest, _sequences(checkpoint, config)),
         tuning=cut_sequences(text, tokenizer, longest, TUNING_SEQUENCES, TUNING_LENGTH),
     )
+
+
+def cache_tokens(source: Source) -> NDArray[np.int64]:
+    """What keys and values are measured on, int64 (sequences, tokens): short pieces from all over the text."""
+    every = max(1, len(source.tuning) // CACHE_SEQUENCES)
+    return source.tuning[::every, :CACHE_LENGTH]
 
 
 def _sequences(checkpoint: Checkpoint, config: ModelConfig) -> int:

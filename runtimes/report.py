@@ -26,7 +26,10 @@ def certificate_table(certificate: Certificate) -> Table:
         table.add_column(name.replace(" ", "\n").replace("arm64:", ""), justify="right")
     targets = list(certificate.targets.values())
     emulated = any(target.hardware is not None for target in targets)
-    for label, cell, end in (*_ROWS[:2], *(_HARDWARE_ROWS if emulated else ()), *_ROWS[2:]):
+    rows = (*_ROWS[:2], *(_HARDWARE_ROWS if emulated else ()), *_ROWS[2:])
+    for label, cell, end in rows:
+        if label == _CACHE_LABEL and all(target.cache is None for target in targets):
+            continue
         table.add_row(label, *(cell(target) for target in targets), end_section=end)
     return table
 
@@ -77,6 +80,8 @@ def _verdict(target: TargetCertificate) -> str:
 
 _Cell = Callable[[TargetCertificate], str]
 
+_CACHE_LABEL = "cache          KL"  # a row for those who keep int8 in it
+
 # Label, what stands in a target's column, whether a line is drawn below.
 _ROWS: tuple[tuple[str, _Cell, bool], ...] = (
     ("size", lambda target: f"{target.size_bytes / 1e6:.1f} MB", False),
@@ -86,6 +91,7 @@ _ROWS: tuple[tuple[str, _Cell, bool], ...] = (
     ("runtime        KL", lambda target: _kl(target.runtime), False),
     ("  noise floor  KL", lambda target: _floor(target.runtime), False),
     ("activation     KL", lambda target: _kl(target.activation), False),
+    (_CACHE_LABEL, lambda target: _kl(target.cache), False),
     ("quantization   KL", lambda target: _kl(target.quantization), True),
     ("total          KL", lambda target: _kl(target.total), False),
     ("  same top token", lambda target: _top1(target.total), False),
@@ -126,7 +132,7 @@ def _check_of(line: str) -> str:
         return start
     if start == "exactness":
         return "runtime"
-    if start in ("total", "quantization", "activation"):
+    if start in ("total", "quantization", "cache", "activation"):
         return "total"
     if start == "golden replay":
         return "runtime"

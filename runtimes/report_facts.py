@@ -27,6 +27,7 @@ ERRORS = {
     "conversion": "the quantised weights on the fp32 reference, against the file computed with fp32 activations",
     "runtime": "the file as shipped, against the reference with its kernels' arithmetic emulated",
     "activation": "that emulation, against the reference without it: what the kernels' rounding costs",
+    "cache": "keys and values in int8 on the reference, against floating point",
     "quantization": "the source model, against the quantised weights, both in fp32",
     "total": "the source model, against the file as shipped: what a user feels",
 }
@@ -58,8 +59,10 @@ class Verdict:
 
 
 def unmeasured(target: TargetCertificate) -> list[str]:
-    """The errors that a certificate lacks."""
-    return [error for error in ERRORS if getattr(target, error) is None]
+    """The errors that a certificate lacks; a cache of floating point has none."""
+    return [
+        error for error in ERRORS if getattr(target, error) is None and (error != "cache" or error in target.left_out)
+    ]
 
 
 def is_of(data: ReportData, device: DeviceResults) -> bool:
@@ -229,7 +232,7 @@ def kl_text(value: float) -> str:
 
 def _error_row(name: str, target: TargetCertificate) -> str:
     error: Error | None = getattr(target, name)
-    return NOT_MEASURED if error is None else kl_text(error.kl)
+    return kl_text(error.kl) if error is not None else "-" if name == "cache" else NOT_MEASURED
 
 
 def _floor(target: TargetCertificate) -> str:
@@ -261,7 +264,7 @@ _CERTIFICATE_ROWS: tuple[tuple[str, Callable[[TargetCertificate], str]], ...] = 
     ("norms and constants compared", lambda target: str(target.constants_checked)),
     *((f"{name} error, KL", partial(_error_row, name)) for name in ("conversion", "runtime")),
     ("noise floor of the runtime, KL", _floor),
-    *((f"{name} error, KL", partial(_error_row, name)) for name in ("activation", "quantization", "total")),
+    *((f"{name} error, KL", partial(_error_row, name)) for name in ("activation", "cache", "quantization", "total")),
     ("same most likely token, total", _top),
     ("perplexity against the source, total", _perplexity),
     ("single operations, relative (programs)", _exactness),
@@ -269,10 +272,20 @@ _CERTIFICATE_ROWS: tuple[tuple[str, Callable[[TargetCertificate], str]], ...] = 
 )
 
 
+def has_quantised_cache(data: ReportData) -> bool:
+    """Whether an artifact keeps keys and values in less than floating point."""
+    return any(form is not None and not form.is_float for form in map(data.manifest.cache, data.manifest.targets))
+
+
 def certificate_table(data: ReportData) -> Table:
     """The errors of each target, told apart by cause; no rows if nothing was verified."""
     targets = data.certificate.targets
-    rows = tuple((label, *(show(target) for target in targets.values())) for label, show in _CERTIFICATE_ROWS)
+    quantised = has_quantised_cache(data)
+    rows = tuple(
+        (label, *(show(target) for target in targets.values()))
+        for label, show in _CERTIFICATE_ROWS
+        if quantised or not label.startswith("cache")
+    )
     note = "KL in nats, means over the positions: how far the distribution of the next token moved."
     return Table("Certificate", ("", *targets), rows if targets else (), note)
 

@@ -18,6 +18,8 @@ from .session import RowsSession, Session
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..export.to_torch import CacheArithmetic
+
 
 @dataclass(frozen=True)
 class ReadBack:
@@ -25,10 +27,12 @@ class ReadBack:
 
     weights    canonical tensors, parsed out of the file, by checkpoint names
     constants  epsilons and attention parameters, named as ``export.inventory`` names them
+    caches     the name of each layer's ``quantize.cache.CacheFormat``; empty where a target has only one
     """
 
     weights: Weights
     constants: Mapping[str, float]
+    caches: tuple[str, ...] = ()
 
 
 class Emulation(Protocol):
@@ -42,6 +46,7 @@ class Emulation(Protocol):
         *,
         embedding_noise: Callable[[Tensor], Tensor] | None = None,
         first: int = 0,
+        cache: CacheArithmetic | None = None,
     ) -> NDArray[np.float32]:
         """As ``export.to_torch.reference_logits``: float32 (batch, tokens - first, vocab_size)."""
         ...
@@ -54,6 +59,7 @@ class Details:
     beginning      token id that begins a text, if there is one; ``stops`` are those that end an answer
     hub_id         the model's name on the Hugging Face Hub (``organization/name``), if it was given by it
     coreml_shapes  "fixed": a function for a chunk of the prompt and one for a token; "flexible": one for any number
+    cache          "float" or "int8", see ``export.caches``
     """
 
     beginning: int | None = None
@@ -63,6 +69,7 @@ class Details:
     recipe: str = ""
     licence: str | None = None
     coreml_shapes: str = "fixed"
+    cache: str = "float"
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,8 @@ class Target:
     notes         what a reader of the certificate must know
     remarks       (folder) -> the same of this artifact
     check         (config, formats of the matrices by name): raises InputError for what the target cannot hold
+    cache_arithmetic  name of a CacheFormat -> (canonical weights) -> its arithmetic in the reference; for all caches
+                  that a target can have but those of its own floating point, which ``emulate`` knows
     lint          (folder) -> one line for each construct known to be slow or to fail on a device, with its source
     """
 
@@ -101,4 +110,5 @@ class Target:
     remarks: Callable[[Path], tuple[str, ...]] | None = None
     lint: Callable[[Path], tuple[str, ...]] | None = None
     check: Callable[[ModelConfig, Mapping[str, Format]], None] | None = None
+    cache_arithmetic: Mapping[str, Callable[[Weights], CacheArithmetic]] = field(default_factory=dict)
     open_rows: Callable[[Path, int], RowsSession] | None = None

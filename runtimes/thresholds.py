@@ -24,6 +24,9 @@ THRESHOLDS: Mapping[str, Threshold] = {
         _INFINITE, "how much a model may lose is its user's choice; set it in the recipe to gate a release"
     ),
     "total.kl": Threshold(_INFINITE, "the same for what the user feels: the artifact as shipped against the source"),
+    "cache.kl": Threshold(
+        _INFINITE, "what keys and values in int8 cost was asked for with --cache; set it to gate a release"
+    ),
     "conversion.kl": Threshold(
         1e-6, "the same weights and fp32 arithmetic: float rounding gives 1e-10, the mildest lowering bug seen 1e-4"
     ),

@@ -106,7 +106,8 @@ def _judge(
     target: Target,
 ) -> Judgement:
     allowed = limits(manifest.recipe.get("thresholds", {}), target.limits)
-    return judge(target, folder, config, manifest.weights, evaluation, source, allowed, step)
+    cache = manifest.cache(target.name)
+    return judge(target, folder, config, manifest.weights, evaluation, source, allowed, step, cache)
 
 
 def check_targets(bundle: Path, manifest: Manifest, targets: Sequence[str] | None) -> tuple[str, ...]:
@@ -159,7 +160,7 @@ def _changed_weights(bundle: Path, manifest: Manifest, config: ModelConfig, chan
     for name in sorted({path.partition("/")[0] for path in changed} & set(manifest.targets)):
         try:
             found = get_target(name).read_back(bundle / name, config)
-            differences = check_identity(found, manifest.weights, config).differences
+            differences = check_identity(found, manifest.weights, config, manifest.cache(name)).differences
         except InputError as error:
             return (str(error),)
         if differences:

@@ -1,0 +1,37 @@
+"""Which KV cache each target's artifact can have, and why not another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..errors import InputError
+from ..quantize.cache import CACHES, FP16, FP32, INT8_CHANNEL, CacheFormat
+
+TARGET_CACHES: Mapping[str, Mapping[str, CacheFormat]] = {
+    "onnx": {"float": FP32, "int8": INT8_CHANNEL},
+    "executorch": {"float": FP32},
+    "coreml": {"float": FP16},
+}
+_REASONS: Mapping[tuple[str, str], str] = {
+    ("executorch", "int8"): "pocketlm writes ExecuTorch's cache in fp32 only",
+    ("coreml", "int8"): "a state of Core ML can only be fp16 (coremltools 9.0 refuses any other type)",
+}
+
+
+def target_cache(target: str, cache: str) -> CacheFormat:
+    """What ``--cache`` means for a target; raises InputError for a cache that it cannot have."""
+    if cache not in CACHES:
+        raise InputError(f"cache must be one of {', '.join(CACHES)}, it is {cache!r}")
+    found = TARGET_CACHES[target].get(cache)
+    if found is None:
+        able = ", ".join(name for name, caches in TARGET_CACHES.items() if cache in caches)
+        raise InputError(
+            f"--cache {cache} cannot be had with --to {target}: {_REASONS[target, cache]}; "
+            f"it can with {able}, which may have a bundle of its own"
+        )
+    return found
+
+
+def has_cache(target: str, cache: str) -> bool:
+    """Whether a target can have such a cache."""
+    return cache in TARGET_CACHES[target]
