@@ -32,6 +32,11 @@ def target_cache(target: str, cache: str) -> CacheFormat:
     return found
 
 
+def asked_for(form: CacheFormat | None) -> str:
+    """The ``--cache`` that gives such a cache; None is a target's floating point."""
+    return "float" if form is None or form.is_float else "int8"
+
+
 def has_cache(target: str, cache: str) -> bool:
     """Whether a target can have such a cache."""
     return cache in TARGET_CACHES[target]

@@ -17,6 +17,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..export.bundle import Manifest, read_manifest
+from ..export.caches import asked_for
 from ..export.config import parse_config
 from ..quantize.recipe import Format, Recipe
 from .bandwidth import Bandwidth, best_of, measure_bandwidth
@@ -99,7 +100,8 @@ def _summary(
     }
     first = next(iter(lengths.values()))
     others = {key: value for key, value in measured.items() if key != "series"}
-    return others | {"lengths": lengths} | {key: first[key] for key in (*_FIELDS, "runs")}
+    cache = {"cache": manifest.caches.get(name), "cache_bytes_per_token": work.cache_bytes}
+    return others | cache | {"lengths": lengths} | {key: first[key] for key in (*_FIELDS, "runs")}
 
 
 def _time_target(
@@ -177,7 +179,8 @@ def _work(manifest: Manifest, target: str) -> Work:
     """Bytes that a token costs, from what the manifest says of the weights."""
     config = parse_config(manifest.config, manifest.context)
     biases = (name.removesuffix("bias") + "weight" for name in manifest.weights if name.endswith("_proj.bias"))
-    stored = describe_storage(config, _recipe(manifest.recipe), manifest.context, frozenset(biases))
+    cache = asked_for(manifest.cache(target))
+    stored = describe_storage(config, _recipe(manifest.recipe), manifest.context, frozenset(biases), cache)
     return measure_work(stored, target)
 
 

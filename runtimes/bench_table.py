@@ -59,6 +59,7 @@ def load_table(results: Mapping[str, Any]) -> Table:
         ("later load, s", "later_load_seconds", 1, 2),
         ("peak memory of the process, MB", "peak_memory_bytes", 1e-6, 0),
         ("of it since before the load, MB", "artifact_memory_bytes", 1e-6, 0),
+        ("cache, kB for each token", "cache_bytes_per_token", 1e-3, 1),
     )
     for label, key, factor, digits in rows:
         table.add_row(label, *(f"{target[key] * factor:.{digits}f}" for target in targets.values()))

@@ -96,7 +96,7 @@ def export_command(
     if bits is not None and bits != bits:  # compares with nothing, so that it passes as being in the range
         raise InputError("--bits is a number from 2 to 16, not nan")
     if dry_run:
-        _show_plan(model, to, recipe, context, bits is not None or size is not None, as_json)
+        _show_plan(model, to, recipe, context, cache, bits is not None or size is not None, as_json)
         return
     if output is None:
         raise InputError("name the bundle's folder with -o, or look at what it would be with --dry-run")
@@ -132,13 +132,15 @@ def export_command(
     click.echo(f"Bundle: {report.bundle}")
 
 
-def _show_plan(model: str, to: tuple[str, ...], recipe: str, context: int | None, budget: bool, as_json: bool) -> None:
+def _show_plan(
+    model: str, to: tuple[str, ...], recipe: str, context: int | None, cache: str, budget: bool, as_json: bool
+) -> None:
     if budget:
         raise InputError("formats for --bits and --size are chosen by measuring the weights: no --dry-run of them")
     from .cli_plan import show_plan
     from .plan import plan
 
-    show_plan(plan(model, recipe=recipe, context=context, to=to), as_json)
+    show_plan(plan(model, recipe=recipe, context=context, to=to, cache=cache), as_json)
 
 
 @click.command("fetch", epilog=examples("pocketlm fetch smollm2-135m"))

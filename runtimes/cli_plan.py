@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..quantize.recipe import DEFAULT_RECIPE
-from .cli_shared import TARGET_NAMES, examples, json_option, print_json
+from .cli_shared import TARGET_NAMES, cache_option, examples, json_option, print_json
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -25,18 +25,27 @@ if TYPE_CHECKING:
 @click.option("--device", multiple=True, metavar="NAME", help="A phone or laptop of devices.toml; may be repeated.")
 @click.option("--recipe", default=DEFAULT_RECIPE, show_default=True, help="As for export.")
 @click.option("--context", type=int, help="Tokens that the cache holds.  [default: 2048, or the model's limit]")
-@click.option("--to", multiple=True, type=click.Choice(TARGET_NAMES), help="Targets.  [default: all]")
+@click.option("--to", multiple=True, type=click.Choice(TARGET_NAMES), help="Targets.  [default: all that can]")
+@cache_option
 @json_option
 def plan_command(
-    model: str, device: tuple[str, ...], recipe: str, context: int | None, to: tuple[str, ...], as_json: bool
+    model: str,
+    device: tuple[str, ...],
+    recipe: str,
+    context: int | None,
+    to: tuple[str, ...],
+    cache: str,
+    as_json: bool,
 ) -> None:
     """Estimate sizes, memory and speed of MODEL on phones, from its configuration alone.
 
     MODEL is a folder, its config.json, a .gguf file, a Hub id (of which config.json is downloaded), or smollm2-135m.
     """
+    from ..export.caches import has_cache
     from .plan import plan
 
-    show_plan(plan(model, devices=device, recipe=recipe, context=context, to=to or TARGET_NAMES), as_json)
+    able = [name for name in TARGET_NAMES if has_cache(name, cache)]
+    show_plan(plan(model, devices=device, recipe=recipe, context=context, to=to or able, cache=cache), as_json)
 
 
 def show_plan(found: Plan, as_json: bool) -> None:

@@ -43,6 +43,7 @@ def _inspect_bundle(folder: Path) -> dict[str, Any]:
         "model_type": manifest.config.get("model_type"),
         "recipe": manifest.recipe.get("name"),
         "context": manifest.context,
+        "caches": dict(manifest.caches),
         "stop_tokens": list(manifest.stop_tokens),
         "licence": manifest.licence,
         "source": {name: {"size_bytes": e.size_bytes, "sha256": e.sha256} for name, e in manifest.source.items()},
@@ -75,11 +76,14 @@ def _inspect_onnx(path: Path) -> dict[str, Any]:
     for tensor in model.graph.initializer:
         kind = onnx.TensorProto.DataType.Name(tensor.data_type).lower()
         weights[kind] += math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    kinds = onnx.TensorProto.DataType
+    inputs = [(value.name, kinds.Name(value.type.tensor_type.elem_type).lower()) for value in model.graph.input]
     return {
         "kind": "onnx",
         "producer": model.producer_name,
         "operators": dict(Counter(node.op_type for node in model.graph.node).most_common()),
         "weights_bytes": dict(weights),
+        "cache": sorted({kind for name, kind in inputs if name.startswith("past_key_values.")}),
         "inputs": len(model.graph.input),
         "outputs": len(model.graph.output),
         "metadata": {entry.key: entry.value for entry in model.metadata_props},

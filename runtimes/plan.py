@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..errors import InputError
+from ..export.caches import target_cache
 from ..export.canonical import check_formats, check_patterns
 from ..export.config import DEFAULT_CONTEXT, ModelConfig, parse_config
 from ..quantize.recipe import DEFAULT_RECIPE, Recipe, load_recipe
@@ -47,6 +48,7 @@ class Plan:
     model: str
     recipe: str
     context: int
+    cache: str
     parameters: int
     download_bytes: int
     download_exact: bool
@@ -89,22 +91,27 @@ def plan(
     recipe: str = DEFAULT_RECIPE,
     context: int | None = None,
     to: Sequence[str] = TARGET_NAMES,
+    cache: str = "float",
 ) -> Plan:
     """Sizes, memory, speed and verdicts for a model, a recipe, a context and targets; see ``describe_model``.
 
+    cache    "float" or "int8", as for ``export``
     devices  their keys in devices.toml; none: a few usual ones, each with the first target that it can run
 
-    Raises InputError for a model, recipe, context or device that an export or this plan cannot take.
+    Raises InputError for a model, recipe, context, cache or device that an export or this plan cannot take.
     """
     chosen = load_recipe(recipe)
     limits(chosen.thresholds)
+    for name in to:
+        target_cache(name, cache)
     known = read_devices()
     for key in devices:
         if key not in known:
             raise InputError(f"no device {key!r}; there are {', '.join(known)}")
     description = describe_model(model)
     config = _config(model, description, context)
-    stored = _store(description, config, chosen, context or min(DEFAULT_CONTEXT, config.max_position_embeddings))
+    tokens = context or min(DEFAULT_CONTEXT, config.max_position_embeddings)
+    stored = _store(description, config, chosen, tokens, cache)
     targets = {
         name: TargetPlan(artifact_bytes(name, stored, description.tokenizer_bytes), phone_memory(name, stored))
         for name in dict.fromkeys(to)
@@ -115,6 +122,7 @@ def plan(
         model=model,
         recipe=chosen.name,
         context=stored.context,
+        cache=cache,
         parameters=weight_values(stored),
         download_bytes=download_bytes(description, config),
         download_exact=description.download_exact,
@@ -133,9 +141,9 @@ def _config(model: str, description: Description, context: int | None) -> ModelC
     return parse_config(description.raw, context or min(DEFAULT_CONTEXT, limit))
 
 
-def _store(description: Description, config: ModelConfig, recipe: Recipe, context: int) -> Stored:
+def _store(description: Description, config: ModelConfig, recipe: Recipe, context: int, cache: str) -> Stored:
     """Raises InputError for a recipe that does not fit the model, as an export would."""
-    stored = describe_storage(config, recipe, context, description.biases(config))
+    stored = describe_storage(config, recipe, context, description.biases(config), cache)
     shapes: Any = _Shapes(stored.shapes)
     check_formats(shapes, list(stored.shapes), recipe)
     check_patterns(shapes, list(stored.shapes), recipe)

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from ..export.caches import has_cache
 from ..quantize.recipe import RECIPES, Recipe
 from .devices import Device
-from .plan_memory import cache_bytes, phone_memory
+from .plan_memory import phone_memory
 from .plan_speed import FAST, SLOW, TYPICAL, Efficiency, Work, decode_seconds, measure_work, on_gpu, prefill_seconds
 from .plan_storage import Stored, describe_storage
 
@@ -82,15 +83,32 @@ class Artifact:
 
     @cached_property
     def cheaper(self) -> tuple[tuple[Option, ...], ...]:
-        """Fewer bits; a shorter context; both. What costs least to give up comes first."""
+        """Fewer bits; a cache in int8; a shorter context; all of them. What costs least to give up comes first."""
         fewer = [(name, other) for name in _SMALLER if (other := _with_recipe(self.stored, RECIPES[name])) is not None]
         recipes = [(f"--recipe {name.removesuffix('-rtn')}", other) for name, other in fewer]
-        both = [(f"{text} {more}", less) for text, other in recipes for more, less in _shorter(other)]
+        caches = self._smaller_cache(self.stored)
+        both = [
+            (f"{text} {more}", less)
+            for text, other in recipes
+            for more, less in (*self._smaller_cache(other), *_shorter(other))
+        ]
+        both += [
+            (f"{text} {more} {last}", least)
+            for text, other in recipes
+            for more, less in self._smaller_cache(other)
+            for last, least in _shorter(less)
+        ]
+        both += [(f"{text} {more}", less) for text, other in caches for more, less in _shorter(other)]
         both.sort(key=lambda option: -option[1].context)
         return tuple(
             tuple((text, phone_memory(self.target, other).total) for text, other in options)
-            for options in (recipes, _shorter(self.stored), both)
+            for options in (recipes, caches, _shorter(self.stored), both)
         )
+
+    def _smaller_cache(self, stored: Stored) -> list[tuple[str, Stored]]:
+        """The model with an int8 cache, where the target has one and the model not yet."""
+        able = stored.cache == "float" and has_cache(self.target, "int8")
+        return [("--cache int8", replace(stored, cache="int8"))] if able else []
 
 
 def plan_device(device: Device, artifact: Artifact) -> DevicePlan:
@@ -123,17 +141,14 @@ def _estimate(target: str, seconds: Callable[[Efficiency], float]) -> Estimate:
 
 
 def remedies(device: Device, artifact: Artifact) -> tuple[str, ...]:
-    """What brings the artifact under ``_TIGHT`` of the limit: fewer bits, a shorter context, or else both; and others.
+    """What brings the artifact under ``_TIGHT`` of the limit: fewer bits, a smaller cache, a shorter context, or else
+    several of them; and others.
 
     Empty if nothing does.
     """
     allowed = _TIGHT * device.app_bytes
-    recipes, contexts, both = (_first_that_fits(options, allowed) for options in artifact.cheaper)
-    found = [*recipes, *contexts] or both
-    held = cache_bytes(artifact.target, artifact.stored)
-    saved = held // 2 if artifact.target == "coreml" else held * 3 // 4
-    if artifact.needed - saved <= allowed:
-        found.append(f"an int8 cache, where the runtime has one: {_mb(saved)} less")
+    *single, several = (_first_that_fits(options, allowed) for options in artifact.cheaper)
+    found = [option for options in single for option in options] or several
     entitled = (device.app_entitled_mb or 0) << 20
     if artifact.needed <= _TIGHT * entitled:
         found.append(f"the entitlement increased-memory-limit: an app may use {_mb(entitled)}")
@@ -153,7 +168,7 @@ def _shorter(stored: Stored) -> list[tuple[str, Stored]]:
 
 def _with_recipe(stored: Stored, recipe: Recipe) -> Stored | None:
     """The model under another recipe; None where that is no smaller, or its groups do not divide the columns."""
-    other = describe_storage(stored.config, recipe, stored.context, stored.biases)
+    other = describe_storage(stored.config, recipe, stored.context, stored.biases, stored.cache)
     fits = all(other.shapes[name][1] % (form.group or 1) == 0 for name, form in other.formats.items())
     smaller = phone_memory("executorch", other).weights < phone_memory("executorch", stored).weights
     return other if fits and smaller else None

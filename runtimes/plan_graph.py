@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping
 
+from ..export.caches import target_cache
 from ..export.config import Attention, Experts, Mlp
 from ..export.decoder import decoder, every_expert
 from .plan_storage import Stored, mixture_layers
@@ -16,7 +17,7 @@ _BYTES: Mapping[str, Mapping[str, int]] = {
     "onnx": {
         "file": 626, "linear": 281, "quantised": 95, "half": 178, "bias": 52, "norm": 308, "add_norm": 847,
         "layer_norm": 814, "rotated": 126, "qk_norm": 1842, "capped": 79, "positions": 1176, "scale": 132,
-        "mixture": 972, "weigh": 1340,
+        "mixture": 972, "weigh": 1340, "scaled cache": 305,
     },
     "executorch": {
         "file": 5600, "linear": 535, "quantised": 272, "bias": 171, "norm": 1005, "add_norm": 1054, "layer_norm": 1520,
@@ -123,4 +124,5 @@ def graph_bytes(target: str, stored: Stored) -> int:
     counts["quantised"] = counts["linear"] if stored.recipe.linear.bits is not None else 0
     counts["half"] = counts["product"] if stored.recipe.linear.kind == "fp16" else 0
     counts["bias"] = len(stored.biases)
+    counts["scaled cache"] = counts["attention"] if target_cache(target, stored.cache).static_scales else 0
     return sum(size * counts[kind] for kind, size in _BYTES[target].items())

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import prod
 
 from ..export.apple import PREFILL_TOKENS, cache_slots, fixed_functions, state_shape
+from ..export.caches import target_cache
 from ..export.config import EMBEDDING, ModelConfig
 from ..quantize.recipe import Format
 from .calibration import TRAINED_WEIGHTS
@@ -51,11 +52,17 @@ def phone_memory(target: str, stored: Stored) -> Memory:
 
 
 def cache_bytes(target: str, stored: Stored) -> int:
-    """Of keys and values: float32 for the context, in Core ML float16 for as many slots as it rounds that up to."""
+    """Of keys and values: for the context, in Core ML for as many slots as it rounds that up to."""
     if target == "coreml":
         slots = cache_slots(stored.context, fixed_functions())
         return 2 * 2 * prod(state_shape(stored.config, slots))
-    return sum(2 * layer.attention.kv_width for layer in stored.config.layers) * stored.context * 4
+    return cache_bytes_per_token(target, stored) * stored.context
+
+
+def cache_bytes_per_token(target: str, stored: Stored) -> int:
+    """Of one token's keys and values in all layers."""
+    form = target_cache(target, stored.cache)
+    return sum(form.token_bytes(layer.attention.kv_heads, layer.attention.head_dim) for layer in stored.config.layers)
 
 
 def _linears(stored: Stored) -> list[tuple[Format, int, int]]:
@@ -152,7 +159,7 @@ def export_cost(tensors: Tensors, stored: Stored, targets: tuple[str, ...]) -> E
     )
     if method == "calibrated" and trained > TRAINED_WEIGHTS:
         method = "layerwise"
-    needs = memory_needs(tensors, stored.config, stored.recipe, stored.context, targets, "full", PROCESS)
+    needs = memory_needs(tensors, stored.config, stored.recipe, stored.context, targets, "full", PROCESS, stored.cache)
     widest = max(
         prod(shape) for name, shape in stored.shapes.items() if name not in (EMBEDDING, stored.config.head_name)
     )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from ..export.config import EMBEDDING, POSITIONS
 from .chips import Chip
+from .plan_memory import cache_bytes_per_token
 from .plan_storage import Stored, code_bytes, mixture_layers, scale_count
 
 
@@ -110,7 +111,7 @@ def measure_work(stored: Stored, target: str) -> Work:
     attentions = [layer.attention for layer in config.layers]
     return Work(
         weight_bytes=weights,
-        cache_bytes=sum(2 * attention.kv_width for attention in attentions) * (4 if widened else 2),
+        cache_bytes=cache_bytes_per_token(target, stored),
         int8=macs[True],
         float32=macs[False],
         head=rows * columns,

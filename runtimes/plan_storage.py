@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from math import prod
 
 from ..export.apple import PREFILL_TOKENS, cache_slots, fixed_functions, rotary_names
+from ..export.caches import target_cache
 from ..export.config import EMBEDDING, POSITIONS, ModelConfig
 from ..export.decoder import expert_names
 from ..export.inventory import take_inventory
 from ..export.shapes import tensor_shapes
+from ..quantize.cache import PARTS
 from ..quantize.recipe import Format, Recipe
 
 ONNX_INLINE_BYTES = 1024  # as in export/onnx_file.py: smaller tensors stand in the graph
@@ -28,6 +30,7 @@ class Stored:
     biases   the linears (by the names of their weights) that have one
     shapes   of all tensors but biases, by name
     formats  of the matrices
+    cache    "float" or "int8", see ``export.caches``
     """
 
     config: ModelConfig
@@ -36,6 +39,7 @@ class Stored:
     biases: frozenset[str]
     shapes: Mapping[str, tuple[int, ...]]
     formats: Mapping[str, Format]
+    cache: str = "float"
 
     @property
     def dense_bytes(self) -> int:
@@ -48,11 +52,13 @@ class Stored:
         return [prod(shape) for name, shape in self.shapes.items() if len(shape) == 1]
 
 
-def describe_storage(config: ModelConfig, recipe: Recipe, context: int, biases: frozenset[str]) -> Stored:
+def describe_storage(
+    config: ModelConfig, recipe: Recipe, context: int, biases: frozenset[str], cache: str = "float"
+) -> Stored:
     """The shapes and formats of a model's tensors under a recipe."""
     shapes = tensor_shapes(config)
     formats = {name: recipe.format_of(name) for name, shape in shapes.items() if len(shape) == 2}
-    return Stored(config, recipe, context, biases, shapes, formats)
+    return Stored(config, recipe, context, biases, shapes, formats, cache)
 
 
 def code_bytes(form: Format, rows: int, columns: int) -> int:
@@ -83,10 +89,13 @@ def onnx_tensors(stored: Stored) -> Iterator[int]:
             yield from _onnx_matrix(form, rows, columns)
     for table in _rotary_rows(config):
         yield from (stored.context * table * 4,) * 2
+    if target_cache("onnx", stored.cache).static_scales:
+        for layer in config.layers:
+            yield from (layer.attention.kv_width * 4,) * len(PARTS)
     yield from (count * 4 for count in stored.vectors)
     mixed = mixture_layers(stored)
-    for layer in mixed:
-        yield from _qmoe_tensors(stored, layer)
+    for mixture in mixed:
+        yield from _qmoe_tensors(stored, mixture)
     for names in take_inventory(config).linears:
         if names[0] in tables or any(f"layers.{layer}.mlp.experts." in names[0] for layer in mixed):
             continue

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 def plan_tables(plan: Plan) -> Iterator[str | Table]:
     """What an export gives, and what it does on devices: headings and tables."""
-    yield f"{plan.model}, {plan.parameters / 1e6:.0f} M parameters: {plan.recipe}, context of {plan.context} tokens"
+    cache = "" if plan.cache == "float" else f" in {plan.cache}"
+    parameters = f"{plan.parameters / 1e6:.0f} M parameters"
+    yield f"{plan.model}, {parameters}: {plan.recipe}, context of {plan.context} tokens{cache}"
     yield _artifacts(plan)
     if plan.devices:
         yield f"Estimates, with {PROMPT_TOKENS} prompt tokens and {NEW_TOKENS} new ones"

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from ..export.caches import target_cache
 from .device_results import DeviceResults
 from .devices import Device, read_devices
 from .evaluate import Evaluation
@@ -14,8 +15,6 @@ from .report_facts import NOT_MEASURED, Table, is_of, kl_text, megabytes, target
 from .report_peers import COSTS, SHARES, Peers, Share
 from .report_plan import Plan, Range
 from .report_read import ReportData, Timings
-
-_CACHE_BYTES = {"onnx": 4, "executorch": 4, "coreml": 2}  # of a number in the caches: fp32, fp32, fp16
 
 
 def quality_tables(data: ReportData) -> tuple[Table, ...]:
@@ -209,8 +208,9 @@ def _short(value: float) -> str:
 
 def cache_bytes(data: ReportData, target: str) -> int:
     """Of the keys and values of a whole context, as this target stores them."""
-    values = sum(2 * layer.attention.kv_width for layer in data.config.layers)
-    return values * data.manifest.context * _CACHE_BYTES[target]
+    form = data.manifest.cache(target) or target_cache(target, "float")
+    attentions = [layer.attention for layer in data.config.layers]
+    return data.manifest.context * sum(form.token_bytes(each.kv_heads, each.head_dim) for each in attentions)
 
 
 def phone_table(data: ReportData) -> Table:

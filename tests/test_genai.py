@@ -6,10 +6,11 @@ from pocketlm.runtimes.build import export
 from pocketlm.runtimes.onnx_session import OnnxSession
 
 
-@pytest.fixture(scope="module", params=["int4-rtn", "fp32"])
+@pytest.fixture(scope="module", params=[("int4-rtn", "float"), ("fp32", "float"), ("int4-rtn", "int8")])
 def folder(request, tmp_path_factory, tiny_folder):
     bundle = tmp_path_factory.mktemp("genai") / "b"
-    export(str(tiny_folder), bundle, recipe=request.param, context=96)
+    recipe, cache = request.param
+    export(str(tiny_folder), bundle, recipe=recipe, cache=cache, context=96)
     return bundle / "onnx"
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from golden.make import FACTS, FOLDER, SMOLLM2, contents, smollm2_content
+from golden.int8_cache import greedy, write_model
+from golden.make import FACTS, FOLDER, INT8_CACHE, SMOLLM2, contents, smollm2_content
 from golden.search import write_facts
 from golden.vectors import generated
 from pocketlm.errors import InputError
@@ -39,6 +40,16 @@ def test_the_index_is_what_the_script_writes(tmp_path: Path) -> None:
     """Not byte for byte: SQLite writes its version into a file."""
     write_facts(tmp_path / FACTS)
     assert tables(tmp_path / FACTS) == tables(FOLDER / FACTS), "facts.db is out of date; run: make golden"
+
+
+def test_the_model_with_an_int8_cache_is_what_the_script_writes(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    data = "model.onnx.data"
+    written, kept = ((folder / data).read_bytes() for folder in (tmp_path, FOLDER / INT8_CACHE / "onnx"))
+    assert written == kept, "int8_cache is out of date; run: make golden"
+    found = greedy(tmp_path)
+    assert found == greedy(FOLDER / INT8_CACHE / "onnx") == read(f"{INT8_CACHE}/greedy.json")
+    assert len(set(found["continuation"])) > 4, "it says the same again and again: the cache hardly matters"
 
 
 def tables(path: Path) -> list[list[tuple[Any, ...]]]:

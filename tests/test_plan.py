@@ -127,6 +127,39 @@ def test_if_neither_fewer_bits_nor_a_shorter_context_is_enough_both_may_be():
         assert plan_device(phone, Artifact("executorch", half)).verdict != "fits"
 
 
+def test_an_int8_cache_is_a_remedy_where_the_target_has_one():
+    phone, model = read_devices()["galaxy-s22"], stored("llama-3.2-1b", "int4-g128-rtn", 8192)
+    onnx, int8 = Artifact("onnx", model), Artifact("onnx", replace(model, cache="int8"))
+    saved = 16 * 2 * 8 * 64 * 8192 * 3  # three bytes of each number of 16 layers with 8 heads of 64
+    assert onnx.needed - int8.needed == saved
+    tight = replace(phone, app_mb=int(int8.needed / 0.79) >> 20)
+    assert remedies(tight, onnx)[0] == f"--cache int8: {int8.needed / 1e6:.0f} MB"
+    assert plan_device(tight, int8).verdict == "fits"
+    assert not any("int8: " in text for text in remedies(tight, Artifact("executorch", model)))
+    assert onnx.work.cache_bytes == 4 * int8.work.cache_bytes
+    assert decode_seconds(int8.work, phone.chip, 8000) < decode_seconds(onnx.work, phone.chip, 8000)
+
+
+def test_recipe_and_int8_cache_together_keep_the_context():
+    wanted = Artifact("onnx", replace(stored("llama-3.2-1b", "int4-g128-rtn", 8192), cache="int8"))
+    phone = replace(read_devices()["galaxy-s22"], app_mb=int(wanted.needed / 0.79) >> 20)
+    (both,) = remedies(phone, Artifact("onnx", stored("llama-3.2-1b", "fp16", 8192)))
+    flags = both.partition(":")[0].split()
+    assert flags[0] == "--recipe"
+    assert flags[2:] == ["--cache", "int8"]
+
+
+def test_the_command_plans_an_int8_cache_for_targets_that_have_one(capsys):
+    assert run(["plan", "smollm2-135m", "--cache", "int8", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["cache"], list(found["targets"])) == ("int8", ["onnx"])
+    assert found["targets"]["onnx"]["memory_bytes"]["cache"] == 30 * 2 * 3 * 64 * 2048
+    assert run(["plan", "smollm2-135m", "--cache", "int8", "--to", "coreml"]) == 2
+    assert "a state of Core ML can only be fp16" in capsys.readouterr().err
+    assert run(["export", "smollm2-135m", "--cache", "int8", "--dry-run"]) == 0
+    assert "context of 2048 tokens in int8" in capsys.readouterr().out
+
+
 def test_an_export_costs_what_the_readme_shows():
     raw = plan("smollm2-135m", recipe="int4-rtn", to=["onnx"])
     readme = {"onnx": (30.6, 1387e6), "executorch": (18.2, 1785e6), "coreml": (66.5, 2501e6)}

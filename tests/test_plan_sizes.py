@@ -1,10 +1,14 @@
 """What a plan says of an artifact's size, against the artifacts that the writers write."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pocketlm.export.config import parse_config
+from pocketlm.export.to_onnx import write_onnx
+from pocketlm.quantize.cache import INT8_CHANNEL, PARTS, scale_name
 from pocketlm.quantize.recipe import load_recipe
 from pocketlm.runtimes.plan import plan
 from pocketlm.runtimes.plan_sizes import artifact_bytes
@@ -37,6 +41,19 @@ def test_sizes_of_every_family(target, recipe):
         written = written_bytes(artifact(name, target, recipe))
         planned = planned_bytes(family_folder(name), target, recipe, CONTEXT)
         assert planned == pytest.approx(written, rel=WITHIN), name
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gpt2", "openelm"])
+def test_sizes_with_an_int8_cache(name):
+    config, weights = canonical(name, "int4-rtn")
+    ones = [np.ones(layer.attention.kv_width, np.float32) for layer in config.layers]
+    scales = {scale_name(layer, part): scale for layer, scale in enumerate(ones) for part in PARTS}
+    folder = scratch_folder()
+    write_onnx(folder, config, weights | scales, CONTEXT, INT8_CHANNEL)
+    stored = describe_storage(config, load_recipe("int4-rtn"), CONTEXT, frozenset(), "int8")
+    grown = artifact_bytes("onnx", stored, 0) - artifact_bytes("onnx", replace(stored, cache="float"), 0)
+    before = written_bytes(artifact(name, "onnx", "int4-rtn"))
+    assert before + grown == pytest.approx(written_bytes(folder), rel=WITHIN / 4)
 
 
 @pytest.mark.parametrize("name", ["qwen2", "gemma3", "mixtral", "gpt2", "openelm"])

@@ -11,6 +11,7 @@
     bundle/broken.json     what is wrong with other bundles, and words that the message about it must have
     device_results.json    what an app writes for `pocketlm device` and `pocketlm bench --import`
     replay.json            logits of a runtime against bundle/good/golden.json, and the KL that comes out
+    int8_cache/            onnx/, a tiny model that keeps int8 in its cache; greedy.json: a prompt and what follows it
     facts.db               an index of `pocketlm index`
     search.json            questions and their keywords; words and their stems; what is found in facts.db, with scores;
                            prompts: messages, passages that a source named "given" finds (or its error), what is kept
@@ -34,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from golden.bundles import broken_bundles, device_results, good_bundle, replays
+from golden.int8_cache import greedy, write_model
 from golden.search import search_vectors, write_facts
 from golden.texts import TEXTS
 from golden.vectors import awkward_ids, chat_ids, chat_vectors, sampling_vectors, small_tokenizers
@@ -41,6 +43,7 @@ from golden.vectors import awkward_ids, chat_ids, chat_vectors, sampling_vectors
 FOLDER = Path(__file__).parent
 SMOLLM2 = "awkward_smollm2.json"
 FACTS = "facts.db"
+INT8_CACHE = "int8_cache"
 
 
 def contents() -> dict[str, str]:
@@ -88,6 +91,8 @@ def _lines(content: Any, depth: int = 0) -> str:
 def main() -> None:
     """Write all files anew."""
     write_facts(FOLDER / FACTS)
+    write_model(FOLDER / INT8_CACHE / "onnx")
+    (FOLDER / INT8_CACHE / "greedy.json").write_text(_lines(greedy(FOLDER / INT8_CACHE / "onnx")), newline="\n")
     for name, text in (contents() | {SMOLLM2: smollm2_content()}).items():
         path = FOLDER / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 package org.pocketlm.core
 
+import ai.onnxruntime.OnnxJavaType
 import ai.onnxruntime.OnnxTensor
 import ai.onnxruntime.OrtEnvironment
 import ai.onnxruntime.OrtException
@@ -37,9 +38,9 @@ class OnnxRuntime private constructor(
 
     private val vocabSize = shape(session.outputInfo.getValue("logits").info as TensorInfo).last().toInt()
     private val cache: Map<String, OnnxTensor> = session.inputInfo.filterKeys { it.startsWith(PAST) }.mapValues { (_, node) ->
-        val (_, heads, _, width) = shape(node.info as TensorInfo).toList()
-        val shape = longArrayOf(1, heads, context.toLong(), width)
-        OnnxTensor.createTensor(environment, floats((heads * context * width).toInt()), shape)
+        val info = node.info as TensorInfo
+        val (_, heads, _, width) = shape(info).toList()
+        zeros(environment, info.type, longArrayOf(1, heads, context.toLong(), width))
     }
     private val presents = cache.mapKeys { (name, _) -> name.replace(PAST, "present") }
     private val mask = longs(context).apply { while (hasRemaining()) put(1) }
@@ -116,6 +117,16 @@ class OnnxRuntime private constructor(
         private fun refused(file: File, options: OrtSession.SessionOptions, error: Exception): InputException {
             options.close()
             return InputException("$file: ONNX Runtime cannot load it (${oneLine(error)}); export the model again", error)
+        }
+
+        /** A part of the cache, in the type that the graph keeps it in. */
+        private fun zeros(environment: OrtEnvironment, type: OnnxJavaType, shape: LongArray): OnnxTensor {
+            val count = shape.reduce(Long::times).toInt()
+            return when (type) {
+                OnnxJavaType.FLOAT -> OnnxTensor.createTensor(environment, floats(count), shape)
+                OnnxJavaType.INT8 -> OnnxTensor.createTensor(environment, direct(count, Byte.SIZE_BYTES), shape, type)
+                else -> throw NoSuchElementException("its cache holds $type, this app knows FLOAT and INT8")
+            }
         }
 
         private fun shape(info: TensorInfo): LongArray = info.shape

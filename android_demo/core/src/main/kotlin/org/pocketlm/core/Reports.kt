@@ -2,7 +2,7 @@ package org.pocketlm.core
 
 import com.google.gson.JsonObject
 
-private val ERRORS = listOf("quantization", "conversion", "activation", "runtime", "total")
+private val ERRORS = listOf("quantization", "conversion", "cache", "activation", "runtime", "total")
 
 /** What the export measured, as rows. */
 fun certificateReport(manifest: Manifest): State.Report {
