@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Event, Thread
 
 import huggingface_hub
 import pytest
+from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
 from pocketlm.errors import InputError
 from pocketlm.export import hub, open_checkpoint
 from pocketlm.export.gguf_reader import GgufReader
 from pocketlm.export.safetensors_reader import SafetensorsReader
+from pocketlm.runtimes.plan import plan
 from tiny import tiny_gguf, tiny_llama
 
 
@@ -65,7 +71,81 @@ def test_only_data_is_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert hub.download("org/name") == tmp_path
     files = ["config.json", "model-00001-of-00002.safetensors", "chat_template.jinja", "README.md", "LICENSE"]
     others = ["pytorch_model.bin", "modeling_x.py", "consolidated.safetensors", "onnx/model.json", "x.pt", "model.gguf"]
+    asked.pop("local_files_only")
     assert list(filter_repo_objects(files + others, **asked)) == files
+
+
+class _Hub(BaseHTTPRequestHandler):
+    """A Hub that has no such model."""
+
+    def do_GET(self) -> None:
+        self.send_response(404)
+        self.send_header("X-Error-Code", "RepoNotFound")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_GET  # noqa: N815 (the name that http.server looks for)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def use_hub(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """As HF_ENDPOINT does for a new process."""
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+
+
+@pytest.fixture
+def own_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """Where a Hub of our own listens, which the client asks instead of the true one."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
+    Thread(target=server.serve_forever, daemon=True).start()
+    use_hub(monkeypatch, f"http://127.0.0.1:{server.server_port}")
+    yield constants.ENDPOINT
+    server.shutdown()
+    server.server_close()
+
+
+def plan_refusal(model: str) -> str:
+    with pytest.raises(InputError) as caught:
+        plan(model)
+    return str(caught.value)
+
+
+def test_a_model_that_the_hub_does_not_have(own_hub: str) -> None:
+    assert hub.is_reachable(own_hub)
+    for line in refusal("org/typo"), plan_refusal("org/typo"):
+        assert line == "org/typo: no such file or folder, and no such model on the Hub (or it is private)"
+
+
+def test_without_a_network_the_hub_is_not_asked_again_and_again(
+    own_hub: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A port that nobody listens at; the client itself would try it for half a minute."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        use_hub(monkeypatch, f"http://127.0.0.1:{closed.getsockname()[1]}")
+        assert not hub.is_reachable(constants.ENDPOINT)
+        monkeypatch.setenv("http_proxy", own_hub)
+        assert hub.is_reachable(constants.ENDPOINT)  # through what reaches it
+        monkeypatch.delenv("http_proxy")
+        for line in refusal("org/typo"), plan_refusal("org/typo"):
+            assert "org/typo: no such file or folder, and the Hub cannot be reached (LocalEntryNotFound" in line
+        snapshot = tmp_path / "models--org--typo" / "snapshots" / "0123"  # a model of an earlier day
+        tiny_llama(snapshot)
+        (snapshot.parents[1] / "refs").mkdir()
+        (snapshot.parents[1] / "refs" / "main").write_text("0123")
+        assert open_checkpoint.open_checkpoint("org/typo").files[0].parent == snapshot
+        assert plan("org/typo").parameters > 0
+
+
+def test_a_name_that_cannot_be_looked_up_does_not_stop_us(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "create_connection", lambda *_: Event().wait(3))
+    assert not hub.is_reachable("http://nowhere.invalid", seconds=0.05)
 
 
 @pytest.mark.parametrize(

@@ -281,7 +281,7 @@ def test_of_a_hub_model_only_the_configuration_is_downloaded(tmp_path, monkeypat
 
     asked = []
 
-    def download(model, name):
+    def download(model, name, **options):
         asked.append((model, name))
         return str(CONFIGS / "llama-3.2-1b.json")
 
@@ -290,7 +290,7 @@ def test_of_a_hub_model_only_the_configuration_is_downloaded(tmp_path, monkeypat
     assert asked == [("org/name", "config.json")]
     assert not found.download_exact
     assert found.download_bytes == pytest.approx(2 * 1_235_814_400, rel=0.01)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda model, name: 1 / 0)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda model, name, **options: 1 / 0)
     with pytest.raises(InputError, match="the Hub cannot be reached"):
         plan("org/name")
 
