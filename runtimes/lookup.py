@@ -41,7 +41,8 @@ def find_guesses(tokens: NDArray[np.int64], most: int, longest: int = LONGEST_NG
     if not length:
         return []
     followed = tokens[found + 1 :]
-    return np.resize(followed, most if length > 1 else 1).tolist()  # type: ignore[no-any-return]
+    guesses: list[int] = np.resize(followed, most if length > 1 else 1).tolist()
+    return guesses
 
 
 @dataclass
