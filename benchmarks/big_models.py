@@ -2,10 +2,12 @@
 
     python benchmarks/big_models.py make phi-3-mini FOLDER        # 7.6 GB; llama-3-8b: 16 GB, llama-3.2-1b: 2.5 GB
     python benchmarks/big_models.py measure FOLDER [--targets onnx coreml executorch]
+    python benchmarks/big_models.py export FOLDER [--max-memory 1.5GB] [--certify identity]
 
 ``make`` writes config.json as published, shards of safetensors as transformers splits them, and a small tokenizer whose
 ids lie within the vocabulary. ``measure`` runs each target in a process of its own and prints a Markdown table; ``cp``
-is what copying the checkpoint takes, by the system's own command.
+is what copying the checkpoint takes, by the system's own command. ``export`` does the same with the whole command, from
+its start to the end of its process, whose memory is watched from outside.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import argparse
 import json
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,6 +26,7 @@ from typing import Any
 
 import numpy as np
 from export_cost import LOWER, measure
+from pocketlm.runtimes.memory_limit import status_bytes
 
 SHARD_BYTES = 5_000_000_000
 CONFIGS = Path(__file__).parents[1] / "tests" / "data" / "configs"
@@ -150,21 +154,58 @@ def measure_all(folder: Path, targets: list[str], recipe: str) -> None:
         print(f"| {target} | {quantise:.1f} | {write:.1f} | {both / copying:.1f} | {peak / 1e6:.0f} |", flush=True)
 
 
+def export_all(folder: Path, targets: list[str], recipe: str, max_memory: str, certify: str) -> None:
+    """Print a table of what `pocketlm export` costs for each target, with what it says of its phases."""
+    copying = seconds_to_copy(folder)
+    print(f"cp: {copying:.1f} s\n\n| target | export, s | / cp | peak MB of the process | phases |")
+    print("|---|---|---|---|---|", flush=True)
+    for target in targets:
+        with tempfile.TemporaryDirectory(dir=folder.parent) as place:
+            command = [sys.executable, "-m", "pocketlm", "export", str(folder), "-o", f"{place}/bundle", "--to", target]
+            command += ["--recipe", recipe, "--max-memory", max_memory, "--certify", certify, "--json"]
+            started = time.perf_counter()
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+            peak = watch_memory(process)
+            seconds = time.perf_counter() - started
+            assert process.stdout is not None
+            if process.returncode:
+                sys.exit(process.returncode)
+            phases = json.loads(process.stdout.read())["peak_memory_by_phase"]
+        told = ", ".join(f"{name} {size / 1e6:.0f}" for name, size in phases.items())
+        print(f"| {target} | {seconds:.1f} | {seconds / copying:.1f} | {peak / 1e6:.0f} | {told} |", flush=True)
+
+
+def watch_memory(process: subprocess.Popen[str]) -> int:
+    """Wait for a process that prints little; its peak resident memory, bytes.
+
+    It forgets its own maximum between phases, so that is looked at all the time.
+    """
+    peak = 0
+    while process.poll() is None:
+        peak = max(peak, status_bytes(str(process.pid), "VmHWM"))
+        time.sleep(0.02)
+    return peak
+
+
 def main() -> None:
     """Make a model, or measure one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=("make", "measure"))
+    parser.add_argument("action", choices=("make", "measure", "export"))
     parser.add_argument("rest", nargs="+", metavar="[NAME] FOLDER")
     parser.add_argument("--layers", type=int, help="fewer than published, to try things out")
     parser.add_argument("--kind", choices=("F16", "BF16"), default="BF16")
     parser.add_argument("--targets", nargs="+", default=["onnx", "coreml", "executorch"])
     parser.add_argument("--recipe", default="int4-rtn")
+    parser.add_argument("--max-memory", default="1.5GB")
+    parser.add_argument("--certify", default="identity")
     options = parser.parse_args()
     folder = Path(options.rest[-1]).resolve()
     if options.action == "make":
         if shutil.disk_usage(folder.parent).free < 30 * 10**9 and options.layers is None:
             parser.error("30 GB of free disk are wanted")
         make(options.rest[0], folder, options.layers, options.kind)
+    elif options.action == "export":
+        export_all(folder, options.targets, options.recipe, options.max_memory, options.certify)
     else:
         measure_all(folder, options.targets, options.recipe)
 

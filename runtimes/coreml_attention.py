@@ -9,8 +9,8 @@ from ..export.config import Attention, ModelConfig
 from ..export.decoder import attention_names, qk_norm_names
 from ..export.rope import rotary_tables
 from ..quantize.tensor import QuantizedTensor
+from .mil_function import Step
 from .mil_graph import Graph
-from .mil_package import Step
 
 
 def read_attention(graph: Graph, layer: int, attention: Attention) -> dict[str, float]:
@@ -171,7 +171,8 @@ def _is_layer(graph: Graph, rows: Step, key: str, layer: int) -> bool:
     """Whether the first number of a run-time position is this layer."""
     joined = graph.producer(rows, key, "concat", rows.name)
     first = graph.function.constants.get(joined.inputs["values"][0])
-    return first is not None and not isinstance(first.value, (QuantizedTensor, str)) and int(first.value[0]) == layer
+    value = None if first is None else first.value
+    return value is not None and not isinstance(value, (QuantizedTensor, str)) and int(value[0]) == layer
 
 
 def _check_source(graph: Graph, rows: Step, state: str, layer: int, what: str) -> None:

@@ -12,8 +12,8 @@ from math import prod
 from pathlib import Path
 
 from ..export import apple
-from ..quantize.tensor import QuantizedTensor
-from .mil_package import MilFunction, MilPackage
+from .mil_function import MilFunction
+from .mil_package import MilPackage
 
 _GUIDE = "https://apple.github.io/coremltools/docs-guides/source/"
 _ISSUES = "https://github.com/apple/coremltools/issues/"
@@ -136,9 +136,9 @@ def _about_operations(function: MilFunction) -> Iterator[Finding]:
 
 def _about_weights(function: MilFunction) -> Iterator[Finding]:
     groups = [
-        constant.value.group
+        constant.group
         for constant in function.constants.values()
-        if isinstance(constant.value, QuantizedTensor) and constant.value.scales.shape[1] > 1
+        if constant.group is not None and constant.group < constant.shape[1]
     ]
     if groups:
         sizes = " and ".join(map(str, sorted(set(groups))))

@@ -20,8 +20,11 @@ from ..quantize.store import CanonicalTensor
 from ..quantize.tensor import QuantizedTensor
 from .coreml_attention import check_cache, check_rotation, read_attention, read_soft_cap
 from .coreml_session import PACKAGE
+from .mil_constants import Constant
+from .mil_function import Step
 from .mil_graph import Graph
-from .mil_package import Constant, MilPackage, Step
+from .mil_package import MilPackage
+from .mil_types import check_types
 from .target import ReadBack
 
 
@@ -33,6 +36,8 @@ def read_back(folder: Path, config: ModelConfig) -> ReadBack:
     """
     package = MilPackage(folder / PACKAGE)
     graphs = [Graph(package.path, package.function(name)) for name in package.function_names]
+    for name in package.function_names:
+        check_types(package, name)
     weights = PackageWeights(graphs, config)
     constants: dict[str, float] = {}
     for graph in graphs:
@@ -94,7 +99,8 @@ def _find_bias(graph: Graph, name: str, linear: Step) -> dict[str, Constant]:
     constant = graph.tensor(str(linear.inputs["bias"]), bias)
     if str(linear.inputs["bias"]) == apple.identifier(bias):
         return {bias: constant}
-    if isinstance(constant.value, QuantizedTensor) or np.any(constant.value):
+    value = constant.value
+    if isinstance(value, QuantizedTensor) or np.any(value):
         raise graph.fail(f"{name} has a bias that it should not have")
     added = graph.function.constants.get(apple.identifier(bias))  # behind a float32 linear it is an operation
     return {} if added is None else {bias: added}

@@ -47,8 +47,8 @@ def judged_by() -> str:
 
         return f"Core ML of macOS {platform.mac_ver()[0]} through coremltools {tools.__version__}"
     return (
-        f"pocketlm's interpreter of ML Programs, rounding to fp16 after each operation, on a package read by "
-        f"coremltools {tools.__version__}; Apple's own kernels and numerics were not run"
+        f"pocketlm's interpreter of ML Programs, rounding to fp16 after each operation, on a package whose types "
+        f"coremltools {tools.__version__} inferred too; Apple's own kernels and numerics were not run"
     )
 
 

@@ -20,6 +20,7 @@ from ..export.inventory import take_inventory
 from ..quantize.cache import CacheFormat
 from ..quantize.recipe import Recipe
 from .calibration import CACHE_LENGTH, CACHE_SEQUENCES
+from .heap import release_freed_memory
 from .peak_memory import resident_bytes
 
 if TYPE_CHECKING:
@@ -31,8 +32,9 @@ PROCESS = 128 * _MB  # with the tokenizer
 _PIECES = 5  # that are quantised, or wait for it or behind it
 _PIECE_BYTES = 14  # for a value of a piece: as stored, float32, its error, codes
 _WHOLE_BYTES = 16  # for a value of a matrix that can only be read whole
-_WRITERS = {"onnx": 100 * _MB, "executorch": 60 * _MB, "coreml": 1100 * _MB}  # libraries, and the graph
-_TORCH = 600 * _MB
+_WRITERS = {"onnx": 100 * _MB, "executorch": 160 * _MB, "coreml": 960 * _MB}  # libraries, and the graph
+_TORCH = 600 * _MB  # with transformers' tokenizer; coremltools brings torch itself
+_TOKENIZER = 100 * _MB  # what the tokenizer adds to a process that has torch
 _ENDING = 150 * _MB  # what torch takes while the process ends
 _RUNTIMES = {"onnx": 200 * _MB, "executorch": 400 * _MB, "coreml": 700 * _MB}
 _LOADED = {"onnx": 2.2, "executorch": 2.2, "coreml": 3.0}  # a loaded artifact's memory over its size
@@ -70,6 +72,7 @@ def check_memory(
         raise InputError(
             f"--max-memory cannot be kept with {what} the model to choose integers; give --recipe int4-rtn or int8-rtn"
         )
+    release_freed_memory()
     base = -(-resident_bytes() // PROCESS) * PROCESS  # rounded, so that it is the same next time
     names = [target.name for target in targets]
     needs = memory_needs(source.checkpoint, source.config, recipe, context, names, certify, base, cache)
@@ -97,24 +100,23 @@ def memory_needs(
     cache: str = "float",
 ) -> Mapping[str, int]:
     """Bytes of resident memory that phases of a data-free export take at most; ``base`` the process has already."""
-    largest, widest = _largest_matrix(checkpoint), _widest_linear(checkpoint, config)
+    largest, widest = _largest_matrices(checkpoint, 1), _widest_linear(checkpoint, config)
     size = _artifact_bytes(checkpoint, recipe)
-    whole = largest * _WHOLE_BYTES * _PIECES if _reads_whole(checkpoint, config) else 0
+    whole = _largest_matrices(checkpoint, _PIECES) * _WHOLE_BYTES if _reads_whole(checkpoint, config) else 0
     measured = any(target_cache(name, cache).static_scales for name in targets)
+    libraries = sum(_WRITERS[name] for name in set(targets))
+    torch = 0 if "coreml" in targets else _TORCH
     # transformers' tokenizer brings it, or measuring the cache; else it comes when all is written
     early = _TORCH if certify == "full" or measured else 0
     needs = {"quantise": base + early + 64 * _MB + max(whole, PIECE_VALUES * _PIECE_BYTES * _PIECES) + 2 * largest}
-    needs["compare the tokenizer"] = base + _TORCH + max(_WRITERS[name] for name in targets)
+    needs["compare the tokenizer"] = base + libraries + (torch or _TOKENIZER)
     needs["end"] = needs["compare the tokenizer"] + _ENDING
     if measured:
         needs["measure the cache"] = base + _TORCH + _measuring_bytes(config, widest)
     for name in targets:
-        written = base + early + _WRITERS[name] + max(2 * widest, 5 * largest // 4)
-        if name == "coreml":
-            written += 2 * largest
-        needs[f"write {name}"] = written
-        read = {"onnx": 3 * largest, "executorch": size + 3 * largest, "coreml": 3 * _values(checkpoint)}[name]
-        needs[f"verify {name}"] = base + early + _WRITERS[name] + read
+        held = base + libraries + (torch if early else 0)
+        needs[f"write {name}"] = held + max(2 * widest, 3 * largest)
+        needs[f"verify {name}"] = held + 3 * largest
         if certify == "full":
             loaded = int(_LOADED[name] * size) + _cache_bytes(config, context, target_cache(name, cache))
             needs[f"verify {name}"] += _RUNTIMES[name] + loaded + 10 * largest
@@ -125,13 +127,9 @@ def _gigabytes(size: int) -> str:
     return f"{-(-size // 10**7) / 100:.2f}GB"
 
 
-def _values(checkpoint: Tensors) -> int:
-    return sum(prod(checkpoint.shape(name)) for name in checkpoint.names())
-
-
-def _largest_matrix(checkpoint: Tensors) -> int:
-    """Values of the largest tensor."""
-    return max(prod(checkpoint.shape(name)) for name in checkpoint.names())
+def _largest_matrices(checkpoint: Tensors, count: int) -> int:
+    """Values of the largest tensors together."""
+    return sum(sorted((prod(checkpoint.shape(name)) for name in checkpoint.names()), reverse=True)[:count])
 
 
 def _widest_linear(checkpoint: Tensors, config: ModelConfig) -> int:

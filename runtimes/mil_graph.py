@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..quantize.tensor import QuantizedTensor
-from .mil_package import Constant, MilFunction, Step
+from .mil_constants import Constant
+from .mil_function import MilFunction, Step
 
 
 class Graph:
@@ -54,13 +55,14 @@ class Graph:
         if made is not None and made.kind == "cast":
             name = str(made.inputs["x"])
         found = self.function.constants.get(name)
-        if found is None or isinstance(found.value, (QuantizedTensor, str)):
+        value = None if found is None else found.value
+        if value is None or isinstance(value, (QuantizedTensor, str)):
             raise self.fail(f"{what}: {key} of {step.name} is no constant")
-        return found.value
+        return value
 
     def tensor(self, value: str, what: str) -> Constant:
         """A weight by the name of its value."""
         found = self.function.constants.get(value)
-        if found is None or isinstance(found.value, str):
+        if found is None or isinstance(found.content, str):
             raise self.fail(f"{what} is missing")
         return found

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..quantize.tensor import QuantizedTensor
+from .mil_constants import Constant, Key
+from .mil_function import MilFunction, Step
 from .mil_ops import ELEMENTWISE, OPERATIONS, write_slice
-from .mil_package import Constant, Key, MilFunction, MilPackage, Step
+from .mil_package import MilPackage
 
 Array = NDArray[Any]
 State = dict[str, Array]
@@ -78,6 +80,8 @@ class Interpreter:
         found: dict[str, Array] = {}
         for position, step in enumerate(plan.function.steps):
             self._execute(plan, position, step, values, state)
+            if check_shapes:
+                check_made(self.package.path, step, values)
             found.update((name, values[name].copy()) for name in step.outputs if name in asked)
             for name in plan.last_used[position]:
                 values.pop(name, None)
@@ -138,16 +142,16 @@ class Interpreter:
         if name in values:
             return values[name]
         constant = plan.function.constants[name]
-        return constant.value if isinstance(constant.value, str) else self._unpack(constant)
+        return constant.content if isinstance(constant.content, str) else self._unpack(constant)
 
     def _unpack(self, constant: Constant) -> Array:
         """A constant as float32 (or as it is, if it holds no floats), from memory if it was unpacked before."""
+        if constant.key in self._unpacked:
+            return self._unpacked[constant.key]
         value = constant.value
         assert not isinstance(value, str)
         if not isinstance(value, QuantizedTensor) and value.dtype != np.float16:
             return value
-        if constant.key in self._unpacked:
-            return self._unpacked[constant.key]
         unpacked = self._dequantize(value, constant.half)
         if constant.key is not None and unpacked.nbytes <= self._room:
             self._room -= unpacked.nbytes
@@ -164,21 +168,15 @@ class Interpreter:
         """Rows of a large table: only those that are asked for are unpacked. False if this is another gather."""
         constant = plan.function.constants.get(str(step.inputs["x"]))
         axis = plan.function.constants.get(str(step.inputs.get("axis")))
-        if constant is None or axis is None or isinstance(axis.value, (str, QuantizedTensor)) or int(axis.value) != 0:
+        if constant is None or axis is None or not isinstance(axis.content, np.ndarray) or int(axis.content) != 0:
             return False
-        table = constant.value
-        if not isinstance(table, QuantizedTensor) and (isinstance(table, str) or table.size < _LARGE):
+        if constant.group is None and prod(constant.shape) < _LARGE:
             return False
         indices = self._value(plan, str(step.inputs["indices"]), values)
-        if indices.size and not 0 <= indices.min() <= indices.max() < table.shape[0]:
-            raise IndexError(f"{step.name}: an index lies outside 0 ... {table.shape[0] - 1}")
-        used = indices.reshape(-1)
-        if isinstance(table, QuantizedTensor):
-            picked: QuantizedTensor | Array = QuantizedTensor(table.codes[used], table.scales[used], table.bits)
-        else:
-            picked = table[used]
-        rows = self._dequantize(picked, constant.half)
-        values[step.outputs[0]] = rows.reshape(*indices.shape, *table.shape[1:])
+        if indices.size and not 0 <= indices.min() <= indices.max() < constant.shape[0]:
+            raise IndexError(f"{step.name}: an index lies outside 0 ... {constant.shape[0] - 1}")
+        rows = self._dequantize(constant.rows(indices.reshape(-1)), constant.half)
+        values[step.outputs[0]] = rows.reshape(*indices.shape, *constant.shape[1:])
         return True
 
 
@@ -189,6 +187,20 @@ _MOVES = frozenset(
     ("concat", "expand_dims", "gather", "reshape", "slice_by_index", "slice_update", "split", "squeeze", "tile",
      "transpose", "abs", "reduce_max", "maximum")
 )  # fmt: skip
+
+
+def check_made(path: Path, step: Step, values: Mapping[str, Any]) -> None:
+    """Raise InputError unless an operation has made values of the shapes that the program declares."""
+    for name, declared in zip(step.outputs, step.shapes, strict=True):
+        made = np.shape(values[name])
+        if not _fits(declared, made):
+            raise InputError(f"{path}: {step.name} makes {made}, and says {declared}; export the model again")
+
+
+def _fits(declared: tuple[int, ...], actual: tuple[int, ...]) -> bool:
+    return len(actual) == len(declared) and all(
+        size in (-1, found) for size, found in zip(declared, actual, strict=True)
+    )
 
 
 class _Plan:
@@ -213,10 +225,7 @@ class _Plan:
             raise InputError(f"{path}: {name} takes {', '.join(self.function.inputs)}, not {', '.join(inputs)}")
         for key, declared in self.function.inputs.items():
             given = np.asarray(inputs[key]).shape
-            fits = len(given) == len(declared) and all(
-                size in (-1, actual) for size, actual in zip(declared, given, strict=True)
-            )
-            if check_shapes and not fits:
+            if check_shapes and not _fits(declared, given):
                 raise InputError(f"{path}: {name} takes {key} of shape {declared}, not {given}")
 
     def may_write_in_place(self, position: int, values: Mapping[str, Any], state: State) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import mmap
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -61,9 +62,11 @@ class Pte:
         """Parse the program; raises InputError for a file that is damaged or of another version of the format."""
         self.path = path
         try:
-            self._bytes: NDArray[np.uint8] = np.memmap(path, np.uint8, "r")
+            with path.open("rb") as file:
+                self._mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: not a readable .pte ({error})") from error
+        self._bytes = np.frombuffer(self._mapping, np.uint8)
         self._start, self.program = self._parse()
         self.plan = self._method("forward")
 
@@ -100,6 +103,11 @@ class Pte:
             if plan["name"] == name:
                 return dict(plan)
         raise InputError(f"{self.path}: it has no method {name}; it is not a language model")
+
+    def release(self) -> None:
+        """Give back the memory of what was read so far; it is read again if it is used again."""
+        if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+            self._mapping.madvise(mmap.MADV_DONTNEED)
 
     def segment(self, index: int) -> NDArray[np.uint8]:
         """The bytes of a segment."""

@@ -38,6 +38,7 @@ class PteWeights:
         return iter(self._names)
 
     def __getitem__(self, name: str) -> CanonicalTensor:
+        self._flow.pte.release()  # or the whole file would come to look as if it were held
         with reading(self._flow.pte.path):
             return self._read(name)
 

@@ -250,7 +250,7 @@ def test_quantising_and_writing_do_not_hold_a_large_tensor(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak of another process")
-@pytest.mark.parametrize(("target", "certify"), [("onnx", "full"), ("executorch", "identity")])
+@pytest.mark.parametrize(("target", "certify"), [("onnx", "full"), ("executorch", "identity"), ("coreml", "identity")])
 def test_a_limit_that_is_accepted_is_kept(tmp_path, target, certify):
     """In a process of its own, with the smallest limit that is not refused: what it needs stands in the refusal."""
     model = big_llama(tmp_path / "model", layers=2, vocab=16384)
