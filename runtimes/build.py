@@ -34,7 +34,7 @@ from .chat_template import control_tokens, load_chat_template
 from .chat_turns import chat_turns
 from .golden import PROMPTS, Golden, expectation, make_sequences, prose_sequences, read_prose, write_golden
 from .judge import JUDGE_STEPS, CheckpointWeights, Judgement, judge, judge_identity, runtime_limit
-from .memory_need import check_memory
+from .memory_need import Subject, check_memory, process_bytes
 from .peak_memory import PeakMemory
 from .progress import Progress, silent
 from .prompts import encode_prompts, stop_tokens
@@ -73,12 +73,16 @@ class _Model:
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an export made, the tensors that lost most in it, and the memory that its phases took."""
+    """What an export made, the tensors that lost most in it, and the memory that its phases took.
+
+    resumed  tensors that an export to the same place had finished when it was killed
+    """
 
     bundle: Path
     certificate: Certificate
     worst: tuple[TensorError, ...]
     memory: PeakMemory
+    resumed: int = 0
 
 
 def export(
@@ -126,9 +130,10 @@ def export(
         target_cache(target.name, cache)
     opened = _open(model, recipe, context, calibration, adapters, targets, cache)
     if max_memory is not None:
-        check_memory(
-            opened.source, opened.recipe, opened.context, targets, max_memory, certify, budget is not None, cache
-        )
+        names = [target.name for target in targets]
+        tokens = opened.source.calibration.size
+        subject = Subject(opened.checkpoint, opened.config, opened.recipe, opened.context, tokens, cache)
+        check_memory(subject, names, max_memory, certify, budget is not None, process_bytes())
     memory = PeakMemory()
     with staging(output, overwrite, _CANONICAL.parent.name) as folder:
         (folder / _CANONICAL.parent).mkdir(exist_ok=True)
@@ -139,7 +144,7 @@ def export(
         with memory.phase("quantise"):
             if budget is not None:
                 opened = _fit(opened, budget, folder, progress)
-            quantised, errors = write_canonical(opened.source, opened.recipe, folder / _CANONICAL, progress)
+            quantised, errors, resumed = write_canonical(opened.source, opened.recipe, folder / _CANONICAL, progress)
         weights = _with_cache_scales(opened, targets, quantised, memory, progress)
         fingerprints = _fingerprints(weights)
         seconds = _lower(opened, targets, folder, weights, coreml_shapes, memory, progress)
@@ -155,7 +160,7 @@ def export(
         with progress("Hashing the files"):
             write_manifest(folder, _manifest(opened, folder, fingerprints, errors, certificate, notes))
     worst = sorted(errors, key=lambda error: -error.relative_error)[:5]
-    return ExportReport(output, certificate, tuple(worst), memory)
+    return ExportReport(output, certificate, tuple(worst), memory, resumed)
 
 
 def _with_cache_scales(

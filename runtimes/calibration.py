@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..export.config import ModelConfig
+from ..export.inventory import take_inventory
 from .tokenizer import Tokenizer
 
 SEQUENCES = 48
@@ -17,6 +20,8 @@ TUNING_LENGTH = 256
 CACHE_SEQUENCES, CACHE_LENGTH = 16, 128  # on SmolLM2-135M, sequences of 512 tokens gave scales that are no better
 # Recipes that are not "tuned" train no model with more weights in its linears: training holds all of it in memory.
 TRAINED_WEIGHTS = 500_000_000
+_ACTIVATION_BYTES = 1 << 30  # of one linear's output in float32, the source's and the quantised model's
+_FEWEST = 8
 SHORTEST = 64  # tokens that a text must have at least
 
 
@@ -34,6 +39,21 @@ def read_text_file(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as a text in UTF-8 ({error})") from error
+
+
+class Shapes(Protocol):
+    """What is asked of a checkpoint."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """(out, in) of a matrix."""
+        ...
+
+
+def calibration_sequences(checkpoint: Shapes, config: ModelConfig) -> int:
+    """How many calibration sequences may be in memory at once; the widest output of a linear decides."""
+    groups = [names for names in take_inventory(config).linears if names[0] != config.head_name]
+    widest = max(sum(checkpoint.shape(name)[0] for name in names) for names in groups)
+    return max(_FEWEST, min(SEQUENCES, _ACTIVATION_BYTES // (2 * 4 * LENGTH * widest)))
 
 
 def cut_sequences(

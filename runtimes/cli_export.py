@@ -96,7 +96,24 @@ def export_command(
     if bits is not None and bits != bits:  # compares with nothing, so that it passes as being in the range
         raise InputError("--bits is a number from 2 to 16, not nan")
     if dry_run:
-        _show_plan(model, to, recipe, context, cache, bits is not None or size is not None, as_json)
+        if bits is not None or size is not None:
+            raise InputError("formats for --bits and --size are chosen by measuring the weights: no --dry-run of them")
+        from .budget import parse_size
+        from .cli_plan import show_plan
+        from .plan import dry_run as plan_export
+
+        limit = None if max_memory is None else parse_size(max_memory)
+        found = plan_export(
+            model,
+            recipe=recipe,
+            context=context,
+            to=to,
+            cache=cache,
+            adapters=adapter,
+            max_memory=limit,
+            certify=certify,
+        )
+        show_plan(found, as_json)
         return
     if output is None:
         raise InputError("name the bundle's folder with -o, or look at what it would be with --dry-run")
@@ -122,25 +139,17 @@ def export_command(
     )
     if as_json:
         peaks = {"peak_memory_bytes": report.memory.peak, "peak_memory_by_phase": report.memory.phases}
-        print_json(report.certificate.to_json() | {"bundle": str(report.bundle), **peaks})
+        resumed = {"resumed_tensors": report.resumed}
+        print_json(report.certificate.to_json() | {"bundle": str(report.bundle), **peaks, **resumed})
         return
     show_certificate(report.certificate)
     worst = ", ".join(f"{error.name} {100 * error.relative_error:.1f} %" for error in report.worst[:3])
     click.echo(f"Tensors that quantising changed most: {worst}")
     phases = ", ".join(f"{name} {size / 1e6:.0f}" for name, size in report.memory.phases.items())
     click.echo(f"Peak memory: {report.memory.peak / 1e6:.0f} MB ({phases})")
+    if report.resumed:
+        click.echo(f"An export to this place was killed: this one went on behind its {report.resumed} finished tensors")
     click.echo(f"Bundle: {report.bundle}")
-
-
-def _show_plan(
-    model: str, to: tuple[str, ...], recipe: str, context: int | None, cache: str, budget: bool, as_json: bool
-) -> None:
-    if budget:
-        raise InputError("formats for --bits and --size are chosen by measuring the weights: no --dry-run of them")
-    from .cli_plan import show_plan
-    from .plan import plan
-
-    show_plan(plan(model, recipe=recipe, context=context, to=to, cache=cache), as_json)
 
 
 @click.command("fetch", epilog=examples("pocketlm fetch smollm2-135m"))

@@ -147,7 +147,7 @@ def _quantised(
     found: dict[str, tuple[Weights, int]] = {}
     for index, name in enumerate(dict.fromkeys(recipes)):
         recipe, path = load_recipe(name), folder / f"{index}.safetensors"
-        weights, _ = write_canonical(source, recipe, path, progress)
+        weights, _, _ = write_canonical(source, recipe, path, progress)
         found[recipe.name] = weights, path.stat().st_size
     return found
 

@@ -7,8 +7,9 @@ libraries take was measured on x86-64 Linux; they differ by system, but not by m
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from ..errors import InputError
 from ..export.caches import target_cache
@@ -20,12 +21,9 @@ from ..export.inventory import take_inventory
 from ..quantize.cache import CacheFormat
 from ..quantize.recipe import Recipe
 from .calibration import CACHE_LENGTH, CACHE_SEQUENCES
+from .calibration_need import calibration_needs
 from .heap import release_freed_memory
 from .peak_memory import resident_bytes
-
-if TYPE_CHECKING:
-    from .quantise_model import Source
-    from .target import Target
 
 _MB = 1 << 20
 PROCESS = 128 * _MB  # with the tokenizer
@@ -56,33 +54,46 @@ class Tensors(Protocol):
         ...
 
 
-def check_memory(
-    source: Source,
-    recipe: Recipe,
-    context: int,
-    targets: Sequence[Target],
-    max_memory: int,
-    certify: str,
-    budget: bool,
-    cache: str = "float",
-) -> None:
-    """Raise InputError if an export would take more than ``max_memory`` bytes, saying what would make it fit."""
-    if recipe.method != "rtn" or budget:
-        what = "--bits and --size, which run" if budget else f"recipe {recipe.name}, which runs"
-        raise InputError(
-            f"--max-memory cannot be kept with {what} the model to choose integers; give --recipe int4-rtn or int8-rtn"
-        )
+@dataclass(frozen=True)
+class Subject:
+    """What is exported. ``calibration_tokens`` are those of the text that calibrated recipes read."""
+
+    checkpoint: Tensors
+    config: ModelConfig
+    recipe: Recipe
+    context: int
+    calibration_tokens: int
+    cache: str = "float"
+
+
+def process_bytes() -> int:
+    """What this process takes now, rounded up, so that it is the same next time."""
     release_freed_memory()
-    base = -(-resident_bytes() // PROCESS) * PROCESS  # rounded, so that it is the same next time
-    names = [target.name for target in targets]
-    needs = memory_needs(source.checkpoint, source.config, recipe, context, names, certify, base, cache)
+    return -(-resident_bytes() // PROCESS) * PROCESS
+
+
+def check_memory(
+    subject: Subject, targets: Sequence[str], max_memory: int, certify: str, budget: bool, base: int
+) -> None:
+    """Raise InputError if an export would take more than ``max_memory`` bytes, saying what would make it fit.
+
+    budget  whether formats are chosen by measuring the model (``--bits``, ``--size``)
+    base    bytes that the process has already
+    """
+    needs = memory_needs(subject, targets, certify, base, budget)
     phase = max(needs, key=lambda name: needs[name])
     if needs[phase] <= max_memory:
         return
     advice = [f"--max-memory {_gigabytes(needs[phase])}"]
     if certify == "full":
-        less = memory_needs(source.checkpoint, source.config, recipe, context, names, "identity", base, cache)
-        advice.append(f"--certify identity, which runs nothing and needs {_gigabytes(max(less.values()))}")
+        less = max(memory_needs(subject, targets, "identity", base, budget).values())
+        if less < needs[phase]:
+            advice.append(f"--certify identity, which runs nothing and needs {_gigabytes(less)}")
+    if subject.recipe.method != "rtn":
+        rounded = replace(subject, recipe=replace(subject.recipe, method="rtn"))
+        less = max(memory_needs(rounded, targets, certify, base, budget).values())
+        if less < needs[phase]:
+            advice.append(f"a recipe that is rounded to nearest, like int4-rtn, which needs {_gigabytes(less)}")
     raise InputError(
         f"to {phase} takes {_gigabytes(needs[phase])}, more than --max-memory {_gigabytes(max_memory)}; "
         f"give {' or '.join(advice)}"
@@ -90,25 +101,20 @@ def check_memory(
 
 
 def memory_needs(
-    checkpoint: Tensors,
-    config: ModelConfig,
-    recipe: Recipe,
-    context: int,
-    targets: Sequence[str],
-    certify: str,
-    base: int,
-    cache: str = "float",
+    subject: Subject, targets: Sequence[str], certify: str, base: int, budget: bool = False
 ) -> Mapping[str, int]:
-    """Bytes of resident memory that phases of a data-free export take at most; ``base`` the process has already."""
+    """Bytes of resident memory that phases of an export take at most; ``base`` the process has already."""
+    checkpoint, config = subject.checkpoint, subject.config
     largest, widest = _largest_matrices(checkpoint, 1), _widest_linear(checkpoint, config)
-    size = _artifact_bytes(checkpoint, recipe)
+    size = _artifact_bytes(checkpoint, subject.recipe)
     whole = _largest_matrices(checkpoint, _PIECES) * _WHOLE_BYTES if _reads_whole(checkpoint, config) else 0
-    measured = any(target_cache(name, cache).static_scales for name in targets)
     libraries = sum(_WRITERS[name] for name in set(targets))
     torch = 0 if "coreml" in targets else _TORCH
-    # transformers' tokenizer brings it, or measuring the cache; else it comes when all is written
-    early = _TORCH if certify == "full" or measured else 0
+    # transformers' tokenizer brings it, calibration, or measuring the cache; else it comes when all is written
+    measured = any(target_cache(name, subject.cache).static_scales for name in targets)
+    early = _TORCH if certify == "full" or subject.recipe.method != "rtn" or budget or measured else 0
     needs = {"quantise": base + early + 64 * _MB + max(whole, PIECE_VALUES * _PIECE_BYTES * _PIECES) + 2 * largest}
+    needs |= {f"{name}": base + _TORCH + more for name, more in calibration_needs(subject, budget).items()}
     needs["compare the tokenizer"] = base + libraries + (torch or _TOKENIZER)
     needs["end"] = needs["compare the tokenizer"] + _ENDING
     if measured:
@@ -118,7 +124,9 @@ def memory_needs(
         needs[f"write {name}"] = held + max(2 * widest, 3 * largest)
         needs[f"verify {name}"] = held + 3 * largest
         if certify == "full":
-            loaded = int(_LOADED[name] * size) + _cache_bytes(config, context, target_cache(name, cache))
+            loaded = int(_LOADED[name] * size) + _cache_bytes(
+                config, subject.context, target_cache(name, subject.cache)
+            )
             needs[f"verify {name}"] += _RUNTIMES[name] + loaded + 10 * largest
     return needs
 

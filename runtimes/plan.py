@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,10 +11,12 @@ from ..errors import InputError
 from ..export.caches import target_cache
 from ..export.canonical import check_formats, check_patterns
 from ..export.config import DEFAULT_CONTEXT, ModelConfig, parse_config
+from ..export.open_checkpoint import open_checkpoint
 from ..quantize.recipe import DEFAULT_RECIPE, Recipe, load_recipe
 from .devices import Device, read_devices
+from .memory_need import PROCESS, check_memory
 from .plan_device import Artifact, DevicePlan, plan_device
-from .plan_memory import ExportCost, Memory, export_cost, phone_memory
+from .plan_memory import ExportCost, Memory, export_cost, phone_memory, planned_subject
 from .plan_model import Description, describe_model, download_bytes
 from .plan_sizes import artifact_bytes
 from .plan_storage import Stored, describe_storage, weight_values
@@ -40,7 +43,7 @@ class Plan:
     """What ``plan`` says.
 
     parameters  values of all weights, each once
-    export      peak memory and time of the export itself
+    export      peak memory and time of the export itself, verified as ``certify`` says
     targets     by name
     devices     one for each device and target asked for that go together
     """
@@ -55,6 +58,7 @@ class Plan:
     export: ExportCost
     targets: Mapping[str, TargetPlan]
     devices: tuple[DevicePlan, ...]
+    certify: str = "full"
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -73,6 +77,7 @@ class _Shapes:
     """A checkpoint without files, for the checks that a recipe has to pass."""
 
     shapes: Mapping[str, tuple[int, ...]]
+    stored: str
 
     def names(self) -> list[str]:
         return list(self.shapes)
@@ -81,7 +86,7 @@ class _Shapes:
         return self.shapes[name]
 
     def kind(self, name: str) -> str:
-        return "BF16"  # a plan does not look into the file
+        return self.stored
 
 
 def plan(
@@ -100,6 +105,41 @@ def plan(
 
     Raises InputError for a model, recipe, context, cache or device that an export or this plan cannot take.
     """
+    return _plan(model, devices, recipe, context, to, cache, "full", None)
+
+
+def dry_run(
+    model: str,
+    *,
+    recipe: str = DEFAULT_RECIPE,
+    context: int | None = None,
+    to: Sequence[str] = ("onnx",),
+    cache: str = "float",
+    adapters: Sequence[str] = (),
+    max_memory: int | None = None,
+    certify: str = "full",
+) -> Plan:
+    """What ``export`` with the same parameters would give, cost, or refuse; see ``plan``.
+
+    An adapter is held to the model's own tensors, so that they must be here; nothing is downloaded for it.
+    """
+    if adapters:
+        if not os.path.exists(os.path.expanduser(model)):
+            raise InputError("an adapter is held to the model's tensors: no --dry-run of --adapter without its files")
+        open_checkpoint(model, adapters)
+    return _plan(model, (), recipe, context, to, cache, certify, max_memory)
+
+
+def _plan(
+    model: str,
+    devices: Sequence[str],
+    recipe: str,
+    context: int | None,
+    to: Sequence[str],
+    cache: str,
+    certify: str,
+    max_memory: int | None,
+) -> Plan:
     chosen = load_recipe(recipe)
     limits(chosen.thresholds)
     for name in to:
@@ -112,6 +152,9 @@ def plan(
     config = _config(model, description, context)
     tokens = context or min(DEFAULT_CONTEXT, config.max_position_embeddings)
     stored = _store(description, config, chosen, tokens, cache)
+    subject = planned_subject(_Shapes(stored.shapes, description.stored_as), stored)
+    if max_memory is not None:
+        check_memory(subject, tuple(dict.fromkeys(to)), max_memory, certify, False, PROCESS)
     targets = {
         name: TargetPlan(artifact_bytes(name, stored, description.tokenizer_bytes), phone_memory(name, stored))
         for name in dict.fromkeys(to)
@@ -126,7 +169,8 @@ def plan(
         parameters=weight_values(stored),
         download_bytes=download_bytes(description, config),
         download_exact=description.download_exact,
-        export=export_cost(_Shapes(stored.shapes), stored, tuple(targets)),
+        export=export_cost(subject, tuple(targets), certify),
+        certify=certify,
         targets=targets,
         devices=tuple(
             plan_device(device, artifacts[name]) for device, name in (pairs if devices else _one_target_each(pairs))
@@ -144,7 +188,7 @@ def _config(model: str, description: Description, context: int | None) -> ModelC
 def _store(description: Description, config: ModelConfig, recipe: Recipe, context: int, cache: str) -> Stored:
     """Raises InputError for a recipe that does not fit the model, as an export would."""
     stored = describe_storage(config, recipe, context, description.biases(config), cache)
-    shapes: Any = _Shapes(stored.shapes)
+    shapes: Any = _Shapes(stored.shapes, description.stored_as)
     check_formats(shapes, list(stored.shapes), recipe)
     check_patterns(shapes, list(stored.shapes), recipe)
     return stored

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -9,8 +10,8 @@ from ..export.apple import PREFILL_TOKENS, cache_slots, fixed_functions, state_s
 from ..export.caches import target_cache
 from ..export.config import EMBEDDING, ModelConfig
 from ..quantize.recipe import Format
-from .calibration import TRAINED_WEIGHTS
-from .memory_need import PROCESS, Tensors, memory_needs
+from .calibration import LENGTH, TRAINED_WEIGHTS, calibration_sequences
+from .memory_need import PROCESS, Subject, Tensors, memory_needs
 from .plan_storage import Stored, code_bytes, coreml_data_bytes, scale_count
 
 PROMPT_TOKENS = 512  # of one call: what our runtimes for ExecuTorch give it; ONNX Runtime takes a prompt as it comes
@@ -141,29 +142,27 @@ class ExportCost:
 # SmolLM2-135M on two cores. Time grows with the parameters, as every step reads all of them so many times.
 _QUANTISE_SECONDS = {"rtn": 0.024, "layerwise": 1.5, "calibrated": 4.1, "tuned": 9.0}
 _TARGET_SECONDS = {"onnx": 0.22, "executorch": 0.12, "coreml": 0.5}
-# Of calibration: torch, activations of the text in two models (quantise_model.py holds an output to 1 GB), sums of a
-# layer; and of training for each weight that is trained. SmolLM2-135M took 2.5 and 2.9 GB.
-_CALIBRATION_BYTES = 2_400_000_000
-_TRAINING_BYTES = 3
+_IDENTITY_SECONDS = {"onnx": 0.005, "executorch": 0.006, "coreml": 0.012}  # to write it and read it back
 
 
-def export_cost(tensors: Tensors, stored: Stored, targets: tuple[str, ...]) -> ExportCost:
+def planned_subject(tensors: Tensors, stored: Stored) -> Subject:
+    """What an export of these tensors would be held to; the text that ships has tokens enough."""
+    tokens = calibration_sequences(tensors, stored.config) * min(LENGTH, stored.config.max_position_embeddings)
+    return Subject(tensors, stored.config, stored.recipe, stored.context, tokens, stored.cache)
+
+
+def export_cost(subject: Subject, targets: Sequence[str], certify: str) -> ExportCost:
     """Peak memory and time of an export to these targets; rough: within a factor of two of what was measured.
 
-    Memory is what ``--max-memory`` is held against (memory_need.py), and what calibration takes where there is one.
+    Memory is what ``--max-memory`` is held against (memory_need.py).
     """
-    method = stored.recipe.method
-    values = sum(prod(shape) for shape in stored.shapes.values())
-    trained = sum(
-        prod(stored.shapes[name]) for name in stored.formats if name not in (EMBEDDING, stored.config.head_name)
-    )
+    method, tensors = subject.recipe.method, subject.checkpoint
+    values = sum(prod(tensors.shape(name)) for name in tensors.names())
+    table = {EMBEDDING, subject.config.head_name}
+    trained = sum(prod(tensors.shape(name)) for name in tensors.names() if name not in table)
     if method == "calibrated" and trained > TRAINED_WEIGHTS:
         method = "layerwise"
-    needs = memory_needs(tensors, stored.config, stored.recipe, stored.context, targets, "full", PROCESS, stored.cache)
-    widest = max(
-        prod(shape) for name, shape in stored.shapes.items() if name not in (EMBEDDING, stored.config.head_name)
-    )
-    calibration = 0 if method == "rtn" else _CALIBRATION_BYTES + 8 * 4 * widest
-    training = _TRAINING_BYTES * trained if method in ("calibrated", "tuned") else 0
-    per_million = _QUANTISE_SECONDS[method] + sum(_TARGET_SECONDS[target] for target in targets)
-    return ExportCost(max(*needs.values(), calibration + training), 5 + per_million * values / 1e6)
+    needs = memory_needs(subject, targets, certify, PROCESS)
+    seconds = _TARGET_SECONDS if certify == "full" else _IDENTITY_SECONDS
+    per_million = _QUANTISE_SECONDS[method] + sum(seconds[target] for target in targets)
+    return ExportCost(max(needs.values()), 5 + per_million * values / 1e6)

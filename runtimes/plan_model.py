@@ -33,6 +33,8 @@ class Description:
     download_bytes   of its files; exact where they are there or known, else what the configuration comes to
     download_exact   which of both
     tokenizer_bytes  of the tokenizer's files
+    stored_as        how matrices are stored, as far as it is known before the file is read: of a GGUF file they may be
+                     integers that an export keeps, which it reads whole
     stored_biases    the linears that have a bias, where the file says it; None: as the configuration has it
     """
 
@@ -41,6 +43,7 @@ class Description:
     download_exact: bool
     tokenizer_bytes: int
     stored_biases: frozenset[str] | None = None
+    stored_as: str = "BF16"
 
     def biases(self, config: ModelConfig) -> frozenset[str]:
         """The linears (by the names of their weights) that have a bias."""
@@ -66,7 +69,7 @@ def describe_model(model: str) -> Description:
         return _from_config(path, path.parent) if path.suffix == ".json" else _from_gguf(path)
     if model in KNOWN:
         entry = json.loads((Path(__file__).parent / "data" / "known_models.json").read_text(encoding="utf-8"))[model]
-        return Description(entry["config"], entry["download_bytes"], True, entry["tokenizer_bytes"])
+        return Description(entry["config"], entry["download_bytes"], True, entry["tokenizer_bytes"], stored_as="Q8_0")
     if is_hub_id(model):
         config = download_config(model)
         return _from_config(config, config.parent)
@@ -89,7 +92,7 @@ def _from_gguf(path: Path) -> Description:
     reader = GgufReader(path)
     biases = (name.removesuffix("bias") + "weight" for name in reader.names() if name.endswith("_proj.bias"))
     tokenizer = _vocabulary(reader.config) * _GGUF_TOKENIZER_BYTES
-    return Description(reader.config, path.stat().st_size, True, tokenizer, frozenset(biases))
+    return Description(reader.config, path.stat().st_size, True, tokenizer, frozenset(biases), "Q8_0")
 
 
 def _vocabulary(raw: Mapping[str, Any]) -> int:

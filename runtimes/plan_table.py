@@ -77,6 +77,9 @@ def _short(value: float) -> str:
     return f"{value:.0f}" if value >= 10 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
 
 
+_CERTIFIED = {"full": "verified", "identity": "its weights read back and compared but not run"}
+
+
 def remarks(plan: Plan) -> Iterator[str]:
     """Reasons, remedies, and how far to trust all this."""
     for row in plan.devices:
@@ -89,7 +92,7 @@ def remarks(plan: Plan) -> Iterator[str]:
     about = "" if plan.download_exact else "about "
     yield f"Download: {about}{plan.download_bytes / 1e6:.0f} MB."
     yield (
-        f"The export itself, verified: about {plan.export.memory_bytes / 1e9:.1f} GB of memory and "
+        f"The export itself, {_CERTIFIED[plan.certify]}: about {plan.export.memory_bytes / 1e9:.1f} GB of memory and "
         f"{_duration(plan.export.seconds)} on two cores, within a factor of two."
     )
     yield (

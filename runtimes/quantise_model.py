@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._version import __version__
+from ..export.bundle import sample_file
 from ..export.calibration_store import CalibrationStore, calibration_key, forget_unused
 from ..export.canonical import TensorError, check_formats, quantize_checkpoint
 from ..export.checkpoint import Checkpoint
@@ -26,11 +27,10 @@ from ..quantize.store import CanonicalFile, CanonicalWriter, save_canonical
 from .calibration import (
     CACHE_LENGTH,
     CACHE_SEQUENCES,
-    LENGTH,
-    SEQUENCES,
     TRAINED_WEIGHTS,
     TUNING_LENGTH,
     TUNING_SEQUENCES,
+    calibration_sequences,
     cut_sequences,
     read_calibration_text,
 )
@@ -39,8 +39,6 @@ from .judge import CheckpointWeights
 from .progress import Progress
 from .tokenizer import Tokenizer
 
-_ACTIVATION_BYTES = 1 << 30  # of one linear's output in float32, the source's and the quantised model's
-_FEWEST = 8
 _SHORT = 4  # recipes that are not "tuned" learn from every so many of the tuning sequences
 _TUNING_THREADS = 1  # each holds a sequence's activations, for the backward pass: SmolLM2's take most of a gigabyte
 
@@ -62,7 +60,7 @@ def open_source(checkpoint: Checkpoint, config: ModelConfig, calibration: Path |
     return Source(
         checkpoint,
         config,
-        calibration=cut_sequences(text, tokenizer, longest, _sequences(checkpoint, config)),
+        calibration=cut_sequences(text, tokenizer, longest, calibration_sequences(checkpoint, config)),
         tuning=cut_sequences(text, tokenizer, longest, TUNING_SEQUENCES, TUNING_LENGTH),
     )
 
@@ -73,17 +71,11 @@ def cache_tokens(source: Source) -> NDArray[np.int64]:
     return source.tuning[::every, :CACHE_LENGTH]
 
 
-def _sequences(checkpoint: Checkpoint, config: ModelConfig) -> int:
-    """How many calibration sequences may be in memory at once; the widest output of a linear decides."""
-    groups = [names for names in take_inventory(config).linears if names[0] != config.head_name]
-    widest = max(sum(checkpoint.shape(name)[0] for name in names) for names in groups)
-    return max(_FEWEST, min(SEQUENCES, _ACTIVATION_BYTES // (2 * 4 * LENGTH * widest)))
-
-
 def write_canonical(
     source: Source, recipe: Recipe, path: Path, progress: Progress
-) -> tuple[CanonicalFile, list[TensorError]]:
-    """Quantise a model into a file of canonical weights; the file opened, and what each tensor lost.
+) -> tuple[CanonicalFile, list[TensorError], int]:
+    """Quantise a model into a file of canonical weights; the file opened, what each tensor lost, and how many tensors
+    were taken over from a process that was killed.
 
     Raises InputError naming the tensor if its format does not fit.
     """
@@ -93,7 +85,8 @@ def write_canonical(
     with CanonicalWriter(path, names, key=_key(source, recipe)) as writer:
         lost = dict(writer.finished)
         left = [name for name in names if name not in lost]
-        with progress(f"Quantising to {recipe.name}", len(left)) as step:
+        behind = f", going on behind {len(lost)} finished tensors" if lost else ""
+        with progress(f"Quantising to {recipe.name}{behind}", len(left)) as step:
 
             def report(error: TensorError) -> None:
                 lost[error.name] = error.relative_error
@@ -109,14 +102,14 @@ def write_canonical(
         beside = path.with_name(path.name + ".tuned")
         save_canonical(beside, Overlay(tuned, before))
         beside.replace(path)
-    return CanonicalFile(path), errors
+    return CanonicalFile(path), errors, len(names) - len(left)
 
 
 def _key(source: Source, recipe: Recipe) -> str:
-    """Names what quantised weights are made of. Large files count by size and time of change: reading them would take
-    as long as quantising them.
+    """Names what quantised weights are made of. Large files count by name, time of change, size and a sample of their
+    content: reading them would take as long as quantising them.
     """
-    found = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in source.checkpoint.files]
+    found = [(str(path.resolve()), path.stat().st_mtime_ns, sample_file(path)) for path in source.checkpoint.files]
     content = {
         "pocketlm": __version__,
         "files": found,

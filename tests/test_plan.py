@@ -17,7 +17,7 @@ from pocketlm.quantize.recipe import RECIPES, load_recipe
 from pocketlm.runtimes.chips import parse_chip, read_chips
 from pocketlm.runtimes.cli import run
 from pocketlm.runtimes.devices import read_devices
-from pocketlm.runtimes.plan import TARGET_NAMES, USUAL, plan
+from pocketlm.runtimes.plan import TARGET_NAMES, USUAL, dry_run, plan
 from pocketlm.runtimes.plan_device import Artifact, plan_device, remedies
 from pocketlm.runtimes.plan_memory import cache_bytes, phone_memory
 from pocketlm.runtimes.plan_sizes import artifact_bytes
@@ -243,6 +243,31 @@ def test_dry_run_is_the_same_plan(tiny_folder, capsys, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "more", [["--recipe=int4-rtn"], ["--recipe=int4"], ["--recipe=int4-rtn", "--certify=identity"]]
+)
+def test_a_dry_run_refuses_the_memory_that_an_export_refuses(tiny_folder, capsys, tmp_path, more):
+    """In a process as small as the command's, where the export's own size is what the dry run takes it for."""
+    options = ["export", str(tiny_folder), *more, "--to=executorch", "-o", str(tmp_path / "out")]
+    options += ["--max-memory", "50MB"]
+    assert run([*options, "--dry-run"]) == 2
+    dry = capsys.readouterr().err
+    assert "more than --max-memory 0.05GB; give --max-memory" in dry
+    real = subprocess.run([sys.executable, "-m", "pocketlm", *options], capture_output=True, text=True, check=False)
+    assert real.stderr == dry
+    needed = dry.split("give --max-memory ")[1].split()[0].rstrip(",")
+    assert run([*options[:-1], needed, "--dry-run", "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert planned["certify"] == ("identity" if "--certify=identity" in more else "full")
+    assert planned["export"]["memory_bytes"] <= float(needed.removesuffix("GB")) * 1e9
+
+
+def test_an_export_that_runs_nothing_costs_less():
+    full, identity = (dry_run("smollm2-135m", recipe="int4-rtn", certify=kind).export for kind in ("full", "identity"))
+    assert identity.memory_bytes < full.memory_bytes
+    assert identity.seconds < full.seconds
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["plan", "nowhere"], "no such file or folder"),
@@ -256,6 +281,9 @@ def test_dry_run_is_the_same_plan(tiny_folder, capsys, tmp_path):
         (["plan", "{tiny}/tokenizer.json"], "model_type None is not supported"),
         (["export", "{tiny}"], "name the bundle's folder with -o"),
         (["export", "{tiny}", "--dry-run", "--bits", "4.5"], "no --dry-run of them"),
+        (["export", "{tiny}", "--dry-run", "--adapter", "{tmp}"], "is not an adapter; it needs adapter_config.json"),
+        (["export", "org/name", "--dry-run", "--adapter", "{tmp}"], "no --dry-run of --adapter without its files"),
+        (["export", "{tiny}", "--dry-run", "--max-memory", "much"], "a size is written like 90MB"),
     ],
 )
 def test_bad_input_is_one_line(tiny_folder, tmp_path, capsys, arguments, message):

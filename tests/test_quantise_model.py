@@ -26,7 +26,7 @@ def cache(tmp_path, monkeypatch):
 def canonical(checkpoint, recipe, path, text=None):
     source = open_source(checkpoint, parse_config(checkpoint.config), text)
     chosen = load_recipe(recipe) if isinstance(recipe, str) else recipe
-    weights, errors = write_canonical(source, chosen, path, silent)
+    weights, errors, _ = write_canonical(source, chosen, path, silent)
     assert [error.name for error in errors] == list(checkpoint.names())
     return weights
 

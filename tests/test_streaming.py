@@ -17,6 +17,7 @@ from pocketlm.errors import InputError
 from pocketlm.export import canonical, coreml_weights
 from pocketlm.export.bundle import staging
 from pocketlm.export.canonical import quantize_checkpoint
+from pocketlm.export.config import parse_config
 from pocketlm.export.open_checkpoint import open_checkpoint
 from pocketlm.quantize.recipe import load_recipe
 from pocketlm.quantize.store import CanonicalFile, CanonicalWriter, save_pieces
@@ -191,12 +192,33 @@ def test_an_export_goes_on_where_it_was_killed(tmp_path, monkeypatch):
         return quantize(checkpoint, names, *arguments)
 
     monkeypatch.setattr(quantise_model, "quantize_checkpoint", listening)
-    export(str(model), out, **options)
+    report = export(str(model), out, **options)
+    assert report.resumed == len(open_checkpoint(str(model)).names()) - len(asked)
     assert len(asked) <= len(open_checkpoint(str(model)).names()) - 4
     assert content(out) == content(tmp_path / "expected")
     before, after = (json.loads((folder / "pocketlm.json").read_text()) for folder in (tmp_path / "expected", out))
     assert after["quantization"] == before["quantization"]
     assert [path.name for path in out.parent.iterdir()] == ["b"]
+
+
+@pytest.mark.parametrize("at", [600_000, 5_000_000, -1])
+def test_other_weights_of_the_same_size_and_age_are_not_taken_for_the_same(tmp_path, at):
+    """Another model of the same shape differs nearly everywhere; here 16 KB of 7 MB are other, or the last byte."""
+    model = big_llama(tmp_path / "model", layers=1)
+    checkpoint = open_checkpoint(str(model))
+    source = quantise_model.open_source(checkpoint, parse_config(checkpoint.config), None)
+    recipe, (path,) = load_recipe("int4-rtn"), checkpoint.files
+    before, status = quantise_model._key(source, recipe), path.stat()
+    assert quantise_model._key(source, recipe) == before
+    with path.open("r+b") as file:
+        file.seek(at, os.SEEK_END if at < 0 else os.SEEK_SET)
+        kept = file.read(1 << 14)
+        file.seek(-len(kept), os.SEEK_CUR)
+        file.write(bytes(255 - byte for byte in kept))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert path.stat().st_size == status.st_size
+    assert path.stat().st_mtime_ns == status.st_mtime_ns
+    assert quantise_model._key(source, recipe) != before
 
 
 def test_a_phase_remembers_what_it_took_and_gave_back():
@@ -216,6 +238,7 @@ def test_a_phase_remembers_what_it_took_and_gave_back():
 PEAKS = """
 import sys
 from pocketlm.export.canonical import quantize_checkpoint
+from pocketlm.export.config import parse_config
 from pocketlm.export.config import parse_config
 from pocketlm.export.open_checkpoint import open_checkpoint
 from pocketlm.quantize.recipe import load_recipe
@@ -250,12 +273,24 @@ def test_quantising_and_writing_do_not_hold_a_large_tensor(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak of another process")
-@pytest.mark.parametrize(("target", "certify"), [("onnx", "full"), ("executorch", "identity"), ("coreml", "identity")])
-def test_a_limit_that_is_accepted_is_kept(tmp_path, target, certify):
+@pytest.mark.parametrize(
+    ("target", "certify", "more"),
+    [
+        ("onnx", "full", ["--recipe=int4-rtn"]),
+        ("executorch", "identity", ["--recipe=int4-rtn"]),
+        ("coreml", "identity", ["--recipe=int4-rtn"]),
+        ("onnx", "identity", ["--recipe=int4-rtn", "--bits=5"]),
+        ("onnx", "identity", ["--recipe={layerwise}", "--calibration={text}"]),
+    ],
+)
+def test_a_limit_that_is_accepted_is_kept(tmp_path, target, certify, more):
     """In a process of its own, with the smallest limit that is not refused: what it needs stands in the refusal."""
     model = big_llama(tmp_path / "model", layers=2, vocab=16384)
+    (tmp_path / "layerwise.toml").write_text('base = "int4"\nmethod = "layerwise"\n')
+    (tmp_path / "text").write_text("How vainly men themselves amaze to win the palm, the oak, or bays. " * 200)
+    more = [part.format(layerwise=tmp_path / "layerwise.toml", text=tmp_path / "text") for part in more]
     command = [sys.executable, "-m", "pocketlm", "export", str(model), "-o", str(tmp_path / "b"), "--to", target]
-    command += ["--recipe", "int4-rtn", "--certify", certify, "--json", "--context", "64", "--max-memory"]
+    command += [*more, "--certify", certify, "--json", "--context", "64", "--max-memory"]
     refused = subprocess.run([*command, "50MB"], capture_output=True, text=True)
     assert refused.returncode == 2
     assert not (tmp_path / "b").exists()
@@ -285,7 +320,11 @@ def high_water_mark(pid):
     ("arguments", "expected"),
     [
         (["--max-memory", "50MB", "--recipe", "int4-rtn"], "or --certify identity, which runs nothing and needs"),
-        (["--max-memory", "1GB"], "cannot be kept with recipe int4, which runs the model"),
+        (["--max-memory", "500MB"], "or a recipe that is rounded to nearest, like int4-rtn, which needs"),
+        (
+            ["--max-memory", "500MB", "--bits", "4.5", "--recipe", "int4-rtn", "--certify", "identity"],
+            "to measure sensitivities takes",
+        ),
         (["--max-memory", "much", "--recipe", "int4-rtn"], "a size is written like 90MB"),
     ],
 )
