@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..quantize.cache import PARTS, Part, is_cache_scale, scale_name, scales_for
+from ..quantize.cache import PARTS, Head, Part, is_cache_scale, scale_name, scales_for
 from ..quantize.store import CanonicalTensor, Weights
 from .batched import Batched, one_thread_each
 from .config import Attention, ModelConfig
@@ -74,7 +74,9 @@ def measure_scales(
 def _listen(largest: _Largest, config: ModelConfig, step: Callable[[], None]) -> CacheArithmetic:
     """A cache that keeps everything exactly, and notes the largest magnitude of each column."""
 
-    def hear(x: Tensor, layer: int, part: Part) -> Tensor:
+    def hear(x: Tensor, layer: int, part: Head) -> Tensor:
+        if part == "query":
+            return x
         found = _magnitudes(x, config.layers[layer].attention, part)
         largest[layer, part] = found.amax((0, 2)).flatten().numpy()  # (kv_heads * head_dim,)
         if part == "value":

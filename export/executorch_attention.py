@@ -11,14 +11,21 @@ from .rope import Rope, rotary_tables
 
 # Added to the score of a token that must not be seen, once for each place it is outside.
 HIDDEN = -1e9
+INT8, INT8_RANGE = 1, (-128, 127)  # ScalarType::Char
 
 
 class AttentionWriter:
-    """Writes rotation, cache and attention. Tables and masks are shared by layers that need the same ones."""
+    """Writes rotation, cache and attention. Tables and masks are shared by layers that need the same ones.
 
-    def __init__(self, builder: Builder, tokens: Tensor, position: Tensor, context: int) -> None:
+    int8_cache  keep keys and values as int8, and attend by ExecuTorch's kernel for those
+    """
+
+    def __init__(
+        self, builder: Builder, tokens: Tensor, position: Tensor, context: int, int8_cache: bool = False
+    ) -> None:
         self._builder = builder
         self._context = context
+        self._int8_cache = int8_cache
         self._tables: dict[tuple[Rope, int], tuple[Tensor, Tensor]] = {}
         self._masks: dict[int, Tensor] = {}
         self._start, count, self._end = Scalar(), Scalar(), Scalar()
@@ -60,22 +67,52 @@ class AttentionWriter:
     def cached(self, q: Tensor, k: Tensor, v: Tensor, attention: Attention) -> Tensor:
         """Queries over the cache with the new keys and values, each (1, tokens, heads, head_dim).
 
-        The caches are (1, context, kv heads, head_dim), as custom_sdpa reads them. Without a mask it looks at the
+        The caches are (1, context, kv heads, head_dim), as the kernels read them. Without a mask they look at the
         tokens so far; with one, at the whole cache.
         """
-        builder = self._builder
-        dims = (1, self._context, attention.kv_heads, attention.head_dim)
-        caches = Cache(dims), Cache(dims)
-        for new, cache in zip((k, v), caches, strict=True):
-            builder.kernel("llama::update_cache.out", [new, cache, self._start], (1,))
         if attention.softcap is not None:
-            mixed = self._capped(q, *caches, attention, attention.softcap)
+            keys, values = self._write(k), self._write(v)
+            mixed = self._capped(q, keys, values, attention, attention.softcap)
+        elif self._int8_cache:
+            mixed = self._attend_quantized(q, k, v, attention)
         else:
-            mask = None if attention.window is None else self.mask(attention.window)
-            default = attention.scale == attention.head_dim**-0.5
-            arguments = [q, *caches, self._start, mask, 0.0, mask is None, None if default else attention.scale]
-            mixed = builder.kernel("llama::custom_sdpa.out", arguments, q.dims)
-        return builder.reshape(mixed, (1, TOKENS, attention.query_width))
+            arguments = [q, self._write(k), self._write(v), self._start, *self._masked(attention)]
+            mixed = self._builder.kernel("llama::custom_sdpa.out", arguments, q.dims)
+        return self._builder.reshape(mixed, (1, TOKENS, attention.query_width))
+
+    def _masked(self, attention: Attention) -> list[Argument]:
+        """What both attention kernels take behind the position: mask, dropout, whether causal, scale."""
+        mask = None if attention.window is None else self.mask(attention.window)
+        default = attention.scale == attention.head_dim**-0.5
+        return [mask, 0.0, mask is None, None if default else attention.scale]
+
+    def _write(self, new: Tensor) -> Cache:
+        """A cache (1, context, ...) with the new rows (1, tokens, ...) at their places."""
+        cache = Cache((1, self._context, *new.dims[2:]), new.dtype)
+        self._builder.kernel("llama::update_cache.out", [new, cache, self._start], (1,))
+        return cache
+
+    def _attend_quantized(self, q: Tensor, k: Tensor, v: Tensor, attention: Attention) -> Tensor:
+        """Over int8 caches, by the kernel that multiplies int8 queries with int8 keys."""
+        codes, *ranges = self._quantize(q)
+        held = [self._write(part) for new in (k, v) for part in self._quantize(new)]
+        arguments: list[Argument] = [codes, held[0], held[3], self._start, *self._masked(attention)]
+        arguments += [*ranges, *held[1:3], *held[4:6], False]
+        return self._builder.kernel("llama::custom_quantized_sdpa.out", arguments, q.dims)
+
+    def _quantize(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes of x (1, tokens, heads, head_dim) in int8; zero point and scale of each head of a token.
+
+        The kernel that finds the ranges gives other types than the one that attends takes.
+        """
+        builder, dims = self._builder, (*x.dims[:-1], 1)
+        scales, zeros = Tensor(dims, "float64"), Tensor(dims, "int64")
+        choose = "quantized_decomposed::choose_qparams_per_token_asymmetric.out"
+        builder.nodes.append(Kernel(choose, (x, INT8), scales, second_output=zeros))
+        arguments: list[Argument] = [x, scales, zeros, *INT8_RANGE, INT8]
+        codes = builder.kernel("quantized_decomposed::quantize_per_token.out", arguments, x.dims, "int8")
+        narrow_zeros = builder.kernel("aten::_to_copy.out", [zeros, False, None], dims, "int8")
+        return codes, narrow_zeros, builder.kernel("aten::_to_copy.out", [scales, False, None], dims)
 
     def mask(self, window: int) -> Tensor:
         """0 where a token may look and at most HIDDEN elsewhere, (tokens, context).

@@ -14,7 +14,7 @@ class Tensor:
     """A value that an operation computes, or that the caller gives.
 
     dims   its shape, with TOKENS where it varies
-    dtype  float32, float16 or int64; qd8 is XNNPACK's int8 with one scale and zero point for each token
+    dtype  float32, float16, float64, int64 or int8; qd8 is XNNPACK's int8 with one scale and zero point for each token
     """
 
     dims: tuple[int, ...]

@@ -43,7 +43,13 @@ class ExecuTorchOps:
     """
 
     def __init__(
-        self, file: PteFile, weights: Weights, config: ModelConfig, context: int, every_token: bool = False
+        self,
+        file: PteFile,
+        weights: Weights,
+        config: ModelConfig,
+        context: int,
+        every_token: bool = False,
+        int8_cache: bool = False,
     ) -> None:
         self._file = file
         self._builder = Builder(file)
@@ -52,7 +58,7 @@ class ExecuTorchOps:
         self.tokens, self.position = Tensor((1, TOKENS), "int64"), Tensor((1,), "int64")
         self._tables: dict[str, tuple[Constant, Constant | None]] = {}  # embedding -> its values, its scales
         self._converted: dict[tuple[Tensor, str], Tensor] = {}
-        self._attention = AttentionWriter(self._builder, self.tokens, self.position, context)
+        self._attention = AttentionWriter(self._builder, self.tokens, self.position, context, int8_cache)
 
     @property
     def nodes(self) -> list[Node]:

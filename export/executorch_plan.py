@@ -12,7 +12,9 @@ from .executorch_file import PteFile
 from .executorch_graph import TOKENS, Argument, Cache, Constant, Filter, Kernel, Partition, Scalar, Step, Tensor
 from .executorch_schema import XNNPACK_SCHEMA, compile_flatbuffers
 
-_DTYPES = {"float32": "FLOAT", "float16": "HALF", "int64": "LONG", "int8": "CHAR", "uint8": "BYTE"}
+_DTYPES = {
+    "float32": "FLOAT", "float16": "HALF", "float64": "DOUBLE", "int64": "LONG", "int8": "CHAR", "uint8": "BYTE",
+}  # fmt: skip
 _XNN_DTYPES = {"float32": "xnn_datatype_fp32", "float16": "xnn_datatype_fp16"}
 _NO_ID = 2**32 - 1
 _NOT_INLINE = 2**64 - 1

@@ -16,6 +16,7 @@ import numpy as np
 from ..errors import InputError
 from ..quantize.store import CanonicalTensor, Weights
 from ..quantize.tensor import QuantizedTensor
+from .caches import check_cache
 from .config import ModelConfig
 from .decoder import decoder
 from .executorch_file import MODEL_FILE, PteFile
@@ -37,6 +38,10 @@ KERNELS = {
     "aten::scatter": "their weights, among those of all",
     "llama::update_cache": "writes the cache in place",
     "llama::custom_sdpa": "attention over the cache",
+    "quantized_decomposed::choose_qparams_per_token_asymmetric": "ranges of int8 queries, keys and values",
+    "quantized_decomposed::quantize_per_token": "their codes",
+    "aten::_to_copy": "their scales and zero points, in the types that attention takes",
+    "llama::custom_quantized_sdpa": "attention over an int8 cache",
 }
 
 
@@ -49,6 +54,7 @@ def write_executorch(
     bos_id: int | None = None,
     eos_ids: Sequence[int] = (),
     every_token: bool = False,
+    int8_cache: bool = False,
 ) -> None:
     """Write ``folder``/model.pte for up to ``context`` tokens.
 
@@ -57,13 +63,16 @@ def write_executorch(
     ``bos_id``: the token that begins a text. ``eos_ids``: those that end an answer; without them ExecuTorch's runner
     takes its tokenizer's guess.
     ``every_token``: give the logits of every token, to examine a program; runners want the last one's only.
+    ``int8_cache``: keep keys and values as int8, with a scale and a zero point for each head of a token.
 
     Raises InputError for a format or a shape that XNNPACK cannot take.
     """
     _check_formats(config, weights)
+    if int8_cache:
+        check_cache("executorch", "int8", config)
     file = PteFile(folder)
     try:
-        ops = ExecuTorchOps(file, weights, config, context, every_token)
+        ops = ExecuTorchOps(file, weights, config, context, every_token, int8_cache)
         logits = ops.compute(decoder(ops, config, ops.tokens))
         steps = divide(ops.nodes, [logits])
         _check_kernels([step.op for step in steps if isinstance(step, Kernel)])

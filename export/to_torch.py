@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..quantize.cache import Part
+from ..quantize.cache import Head
 from ..quantize.store import Weights, bias_of
 from ..quantize.tensor import QuantizedTensor
 from .config import Attention, Experts, Mlp, ModelConfig
@@ -19,8 +19,8 @@ from .rope import Rope, rotary_tables
 # (input of a linear (..., in), its canonical weight) -> the input as the target's kernel sees it
 ActivationArithmetic = Callable[[Tensor, QuantizedTensor], Tensor]
 # (keys or values that go into the cache (batch, kv_heads, tokens, head_dim), the layer, which of both) -> as it gives
-# them back, to the tokens that brought them as well
-CacheArithmetic = Callable[[Tensor, int, Part], Tensor]
+# them back, to the tokens that brought them as well; and queries (batch, heads, ...), as they meet such keys
+CacheArithmetic = Callable[[Tensor, int, Head], Tensor]
 
 
 _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
@@ -135,7 +135,7 @@ class TorchOps:
         past = self._cache[layer][0].shape[2] if layer in self._cache else 0
         q, k = self._rotate(q, attention, past), self._rotate(k, attention, past)  # (batch, heads, tokens, head_dim)
         if self._kept is not None:
-            k, v = self._kept(k, layer, "key"), self._kept(v, layer, "value")
+            q, k, v = self._kept(q, layer, "query"), self._kept(k, layer, "key"), self._kept(v, layer, "value")
         if past:
             k, v = (torch.cat(pair, 2) for pair in zip(self._cache[layer], (k, v), strict=True))
         self._cache[layer] = k, v

@@ -13,6 +13,7 @@ from .store import Weights
 
 Part = Literal["key", "value"]
 PARTS: tuple[Part, ...] = ("key", "value")
+Head = Part | Literal["query"]  # what attention takes
 CACHES = ("float", "int8")  # what a user may ask for: the target's own floating point, or 8 bits
 _LARGEST_CODE = 127
 
@@ -45,7 +46,8 @@ class CacheFormat:
 FP32 = CacheFormat("fp32", 4)
 FP16 = CacheFormat("fp16", 2)
 INT8_CHANNEL = CacheFormat("int8-channel", 1, static_scales=True)
-CACHE_FORMATS: Mapping[str, CacheFormat] = {form.name: form for form in (FP32, FP16, INT8_CHANNEL)}
+INT8_HEAD = CacheFormat("int8-head", 1, head_bytes=5)  # a float32 scale and an int8 zero point
+CACHE_FORMATS: Mapping[str, CacheFormat] = {form.name: form for form in (FP32, FP16, INT8_CHANNEL, INT8_HEAD)}
 
 
 def scale_name(layer: int, part: Part) -> str:

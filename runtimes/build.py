@@ -16,7 +16,7 @@ from ..errors import InputError, ParityError
 from ..export.adapters import ADAPTER_WEIGHTS
 from ..export.apple import FUNCTIONS
 from ..export.bundle import Manifest, fingerprint, hash_file, hash_folder, staging, write_manifest
-from ..export.caches import target_cache
+from ..export.caches import check_cache, target_cache
 from ..export.canonical import TensorError, check_formats, check_patterns, matrix_formats
 from ..export.check import check_tensors
 from ..export.checkpoint import Checkpoint
@@ -201,6 +201,7 @@ def _open(
     check_patterns(checkpoint, list(checkpoint.names()), chosen)
     formats = matrix_formats(checkpoint, list(checkpoint.names()), chosen)
     for target in targets:
+        check_cache(target.name, cache, config)
         if target.check is not None:
             target.check(config, formats)
     if config.max_position_embeddings < 2:

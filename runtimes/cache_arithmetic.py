@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..export.to_torch import CacheArithmetic
-from ..quantize.cache import Part, cache_scales
+from ..quantize.cache import Head, Part, cache_scales
 from ..quantize.store import Weights
 
 
@@ -24,7 +24,9 @@ def int8_per_channel(weights: Weights) -> CacheArithmetic:
     def scales(layer: int, part: Part) -> Tensor:
         return torch.from_numpy(cache_scales(weights, layer, part).copy())
 
-    def keep(x: Tensor, layer: int, part: Part) -> Tensor:
+    def keep(x: Tensor, layer: int, part: Head) -> Tensor:
+        if part == "query":
+            return x
         scale = scales(layer, part).reshape(1, x.shape[1], 1, x.shape[3])  # (1, kv_heads, 1, head_dim)
         return torch.clamp(torch.round(x * (1 / scale)), -128, 127) * scale
 

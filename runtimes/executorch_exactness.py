@@ -26,9 +26,10 @@ from ..export.executorch_ops import ExecuTorchOps, Value
 from ..export.executorch_plan import forward_plan
 from ..export.to_executorch import write_executorch
 from ..export.to_torch import TorchOps, reference_logits
+from ..quantize.cache import Head
 from ..quantize.store import CanonicalTensor, Weights
 from ..quantize.tensor import QuantizedTensor
-from .executorch_arithmetic import int8_per_token
+from .executorch_arithmetic import int8_per_head, int8_per_token
 from .executorch_session import ExecuTorchSession, load_forward
 
 EXACT = 1e-4  # relative to the largest value; float rounding stays below 1e-5
@@ -65,10 +66,13 @@ class Excerpt:
         return weight.rows(0, _ROWS) if isinstance(weight, QuantizedTensor) else weight[:_ROWS]
 
 
-def one_layer_exactness(config: ModelConfig, weights: Weights, layers: Sequence[int] | None = None) -> dict[str, float]:
+def one_layer_exactness(
+    config: ModelConfig, weights: Weights, layers: Sequence[int] | None = None, int8_cache: bool = False
+) -> dict[str, float]:
     """How far ExecuTorch is from the emulation, for every operation of some layers and for each of these layers whole.
 
-    layers  which; None is the first, the middle and the last one
+    layers      which; None is the first, the middle and the last one
+    int8_cache  whether the program keeps keys and values as int8
 
     Returns largest deviations relative to the largest value, by the names of operations; of a whole layer under
     ``model.layers.N``.
@@ -79,31 +83,35 @@ def one_layer_exactness(config: ModelConfig, weights: Weights, layers: Sequence[
     found: dict[str, float] = {}
     for layer in sorted({0, count // 2, count - 1}) if layers is None else layers:
         part, excerpt = Excerpt(weights, layer), replace(config, layers=(config.layers[layer],), vocab_size=vocabulary)
-        for name, deviation in operation_deviations(excerpt, part, tokens).items():
+        for name, deviation in operation_deviations(excerpt, part, tokens, int8_cache).items():
             named = name.replace("model.layers.0.", f"model.layers.{layer}.")
             found[named] = max(deviation, found.get(named, 0.0))
-        found[f"model.layers.{layer}"] = _layer_deviation(excerpt, part)
+        found[f"model.layers.{layer}"] = _layer_deviation(excerpt, part, int8_cache)
     return found
 
 
-def _layer_deviation(config: ModelConfig, weights: Weights) -> float:
+def _layer_deviation(config: ModelConfig, weights: Weights, int8_cache: bool) -> float:
     """The largest deviation over all tokens, for the first draw of tokens in which no rounding falls to the other side.
 
     In most draws none does. If one did in each of them, or the layer is wrong, the best draw's.
     """
-    best = np.inf
+    best, cache = np.inf, _in_int8 if int8_cache else None
     with TemporaryDirectory() as scratch:
-        write_executorch(Path(scratch), config, weights, _TOKENS, every_token=True)
+        write_executorch(Path(scratch), config, weights, _TOKENS, every_token=True, int8_cache=int8_cache)
         session = ExecuTorchSession(Path(scratch))
         for seed in range(_DRAWS):
             tokens = np.random.default_rng(seed).integers(0, config.vocab_size, (1, _TOKENS))
-            expected = reference_logits(weights, config, tokens, int8_per_token)[0]  # (tokens, vocab)
+            expected = reference_logits(weights, config, tokens, int8_per_token, cache=cache)[0]  # (tokens, vocab)
             session.reset()
             actual = np.concatenate([session.run_all(part) for part in parts_of(tokens[0].tolist())])
             best = min(best, float(np.abs(actual - expected).max() / np.abs(expected).max()))
             if best <= EXACT:
                 break
     return best
+
+
+def _in_int8(x: Tensor, layer: int, part: Head) -> Tensor:
+    return int8_per_head(x)
 
 
 def parts_of(sequence: list[int]) -> list[list[int]]:
@@ -113,9 +121,11 @@ def parts_of(sequence: list[int]) -> list[list[int]]:
 
 
 @torch.inference_mode()
-def operation_deviations(config: ModelConfig, weights: Weights, tokens: NDArray[np.int64]) -> dict[str, float]:
+def operation_deviations(
+    config: ModelConfig, weights: Weights, tokens: NDArray[np.int64], int8_cache: bool = False
+) -> dict[str, float]:
     """Every operation of the decoder as a program of its own, against the emulation, for tokens (1, tokens)."""
-    witness = Witness(config, weights, tokens.shape[1])
+    witness = Witness(config, weights, tokens.shape[1], int8_cache)
     decoder(witness, config, torch.from_numpy(tokens))
     return witness.deviations
 
@@ -123,17 +133,20 @@ def operation_deviations(config: ModelConfig, weights: Weights, tokens: NDArray[
 class Witness:
     """An Ops that computes with the emulation and has ExecuTorch compute the same from the same inputs."""
 
-    def __init__(self, config: ModelConfig, weights: Weights, context: int) -> None:
+    def __init__(self, config: ModelConfig, weights: Weights, context: int, int8_cache: bool = False) -> None:
+        self._int8_cache = int8_cache
         self._reference = TorchOps(weights, config, context, int8_per_token)
         self._config = config
         self._weights = weights
         self._context = context
         self.deviations: dict[str, float] = {}
 
-    def _compare(self, name: str, expected: Tensor, inputs: Sequence[Tensor], write: Write) -> Tensor:
+    def _compare(
+        self, name: str, expected: Tensor, inputs: Sequence[Tensor], write: Write, int8_cache: bool = False
+    ) -> Tensor:
         """Note how far a program that ``write`` makes is from what is expected, (1, tokens, width)."""
         with TemporaryDirectory() as scratch:
-            self._write(Path(scratch), [value.shape[-1] for value in inputs], write)
+            self._write(Path(scratch), [value.shape[-1] for value in inputs], write, int8_cache)
             forward = load_forward(Path(scratch) / MODEL_FILE)
             parts = [torch.tensor(part) for part in parts_of(list(range(expected.shape[1])))]
             calls = [[torch.zeros(1, len(part), dtype=torch.int64), part[:1]] for part in parts]
@@ -147,10 +160,10 @@ class Witness:
         self.deviations[name] = max(difference, self.deviations.get(name, 0.0)) if difference == difference else np.inf
         return expected
 
-    def _write(self, folder: Path, widths: Sequence[int], write: Write) -> None:
+    def _write(self, folder: Path, widths: Sequence[int], write: Write, int8_cache: bool = False) -> None:
         file = PteFile(folder)
         try:
-            ops = ExecuTorchOps(file, self._weights, self._config, self._context, every_token=True)
+            ops = ExecuTorchOps(file, self._weights, self._config, self._context, True, int8_cache)
             given = [Recorded((1, TOKENS, width)) for width in widths]
             output = ops.compute(write(ops, list(given)))
             inputs = [ops.tokens, ops.position, *given]
@@ -228,7 +241,30 @@ class Witness:
             return ops.attend(q, k, v, layer, attention)
 
         widths = [attention.query_width, attention.kv_width, attention.kv_width]
-        return self._compare(f"model.layers.{layer}.self_attn", expected, list(qkv.split(widths, -1)), write)
+        self._compare(f"model.layers.{layer}.self_attn", expected, list(qkv.split(widths, -1)), write)
+        return self._attention_over_int8(qkv, layer, attention) if self._int8_cache else expected
+
+    def _attention_over_int8(self, qkv: Tensor, layer: int, attention: Attention) -> Tensor:
+        """The same over an int8 cache, fed heads that are normed and rotated already.
+
+        Rotation is proven above; rounded in another order here, it would now and then move a code.
+        """
+        seen: list[Tensor] = []  # queries, keys and values, (1, heads, tokens, head_dim)
+
+        def noted(x: Tensor, layer: int, part: Head) -> Tensor:
+            seen.append(x)
+            return int8_per_head(x)
+
+        reference = TorchOps(self._weights, self._config, self._context, int8_per_token, cache=noted)
+        expected = reference.attention(qkv, layer, attention)
+        bare = replace(attention, rope=None, qk_norm=None)
+
+        def write(ops: ExecuTorchOps, given: list[Value]) -> Value:
+            q, k, v = (ops.compute(value) for value in given)
+            return ops.attend(q, k, v, layer, bare)
+
+        inputs = [x.transpose(1, 2).flatten(2) for x in seen]  # (1, tokens, width)
+        return self._compare(f"model.layers.{layer}.self_attn over int8", expected, inputs, write, int8_cache=True)
 
     def gated(self, gate_up: Tensor, activation: str) -> Tensor:
         """See Ops."""

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ..export.caches import target_cache
 from ..export.config import ModelConfig
+from ..quantize.cache import INT8_HEAD, CacheFormat
 from ..quantize.store import Weights
 from . import executorch_session
 from .session import Session
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
 def _write(folder: Path, config: ModelConfig, weights: Weights, context: int, details: Details) -> None:
     from ..export.to_executorch import write_executorch
 
-    write_executorch(folder, config, weights, context, bos_id=details.beginning, eos_ids=details.stops)
+    int8 = target_cache("executorch", details.cache) is INT8_HEAD
+    write_executorch(folder, config, weights, context, bos_id=details.beginning, eos_ids=details.stops, int8_cache=int8)
 
 
 def _read_back(folder: Path, config: ModelConfig) -> ReadBack:
@@ -64,10 +67,16 @@ def _locate(folder: Path, config: ModelConfig, weights: Weights, tokens: NDArray
     return locate(folder, config, weights, tokens)
 
 
-def _exactness(config: ModelConfig, weights: Weights) -> Mapping[str, float]:
+def _exactness(config: ModelConfig, weights: Weights, cache: CacheFormat | None) -> Mapping[str, float]:
     from .executorch_exactness import one_layer_exactness
 
-    return one_layer_exactness(config, weights)
+    return one_layer_exactness(config, weights, int8_cache=cache is INT8_HEAD)
+
+
+def _int8_per_head(weights: Weights) -> CacheArithmetic:
+    from .executorch_arithmetic import int8_per_head
+
+    return lambda x, layer, part: int8_per_head(x)
 
 
 def _remarks(folder: Path) -> tuple[str, ...]:
@@ -80,4 +89,5 @@ def _remarks(folder: Path) -> tuple[str, ...]:
 EXECUTORCH = Target(
     "executorch", _write, _read_back, _open, _exact, _emulate, executorch_session.version, _locate,
     exactness=_exactness, limits={"runtime.noise_floors": 1.5}, remarks=_remarks,
+    cache_arithmetic={INT8_HEAD.name: _int8_per_head},
 )  # fmt: skip

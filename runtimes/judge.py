@@ -146,7 +146,7 @@ def judge(
     failures = identity.differences
     errors = exactness = expected = shipped = context = None
     if not failures:
-        exactness, inexact = _exactness(target, config, found.weights, limits)
+        exactness, inexact = _exactness(target, config, found.weights, limits, cache)
         try:
             measured = _measure(target, folder, config, found.weights, evaluation, source, step, cache)
         except ArtifactError as error:
@@ -217,12 +217,12 @@ def _size(folder: Path) -> int:
 
 
 def _exactness(
-    target: Target, config: ModelConfig, weights: Weights, limits: Mapping[str, float]
+    target: Target, config: ModelConfig, weights: Weights, limits: Mapping[str, float], cache: CacheFormat | None
 ) -> tuple[Exactness | None, tuple[str, ...]]:
     """What single operations deviate, and a line for each that deviates too much."""
     if target.exactness is None:
         return None, ()
-    found, limit = target.exactness(config, weights), limits["exactness.relative"]
+    found, limit = target.exactness(config, weights, cache), limits["exactness.relative"]
     worst = max(found, key=lambda name: found[name])
     lines = tuple(
         f"exactness: {name} differs from its emulation by {value:.2g} of its largest value, more than {limit:.2g}"

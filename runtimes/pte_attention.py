@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..export.config import Attention
-from ..export.executorch_attention import HIDDEN
+from ..export.executorch_attention import HIDDEN, INT8, INT8_RANGE
 from ..export.rope import Rope, rotary_tables
+from ..quantize.cache import FP32, INT8_HEAD, CacheFormat
 from .pte_flow import ANY, Operation, PteFlow
+
+_RANGES = "quantized_decomposed::choose_qparams_per_token_asymmetric"
 
 
 class PteAttention:
@@ -29,6 +32,7 @@ class PteAttention:
         self._masks: dict[int, Hashable] = {}
         self._caches: set[Hashable] = set()
         self.constants: dict[str, float] = {}
+        self.formats: list[CacheFormat] = []  # of each layer's cache
 
     def constant(self, value: Hashable) -> NDArray[np.generic]:
         """A constant of the program."""
@@ -85,29 +89,71 @@ class PteAttention:
     def cached(self, q: Hashable, k: Hashable, v: Hashable, layer: int, attention: Attention) -> Hashable:
         """The mixed values, (1, tokens, query_width); see ``AttentionWriter.cached``."""
         flow, what = self._flow, f"model.layers.{layer}.self_attn"
-        writes = [flow.take("llama::update_cache", (new, ANY, self._start), f"{what}: cache") for new in (k, v)]
-        caches = [write.inputs[1] for write in writes]
-        if len(self._caches.union(caches)) != len(self._caches) + 2:
-            raise flow.error(what, "its cache belongs to another layer too")
-        self._caches.update(caches)
-        written = max(write.order for write in writes)
-        find = self._kernel if attention.softcap is None else self._capped
-        mixed = find(q, caches, written, what, attention)
+        ranges = flow.find(_RANGES, (q,))
+        self.formats.append(FP32 if ranges is None else INT8_HEAD)
+        self.constants[f"{what}:rotary tables"] = attention.rope is not None  # or ``rotate`` would have complained
+        if ranges is not None:
+            others = [flow.take(_RANGES, (x,), f"{what}: int8") for x in (k, v)]
+            mixed = self._over_int8([self._quantized(found, what) for found in (ranges, *others)], what, attention)
+        else:
+            caches, written = self._written((k, v), what)
+            if attention.softcap is None:
+                mixed = self._kernel("llama::custom_sdpa", [q, *caches], [], written, what, attention)
+            else:
+                mixed = self._capped(q, caches, written, what, attention)
         return self.reshaped(mixed, [1, 0, attention.query_width], what)
 
-    def _kernel(self, q: Hashable, caches: list[Hashable], written: int, what: str, attention: Attention) -> Hashable:
-        """Attention by the kernel: causal, or with the mask of a window."""
-        flow, window = self._flow, attention.window
+    def _written(self, new: Sequence[Hashable], what: str) -> tuple[list[Hashable], int]:
+        """The caches that get these values, and where in the program the last one does."""
+        flow = self._flow
+        writes = [flow.take("llama::update_cache", (value, ANY, self._start), f"{what}: cache") for value in new]
+        caches = [write.inputs[1] for write in writes]
+        if len(self._caches.union(caches)) != len(self._caches) + len(caches):
+            raise flow.error(what, "its cache belongs to another layer too")
+        self._caches.update(caches)
+        return caches, max(write.order for write in writes)
+
+    def _quantized(self, ranges: Operation, what: str) -> list[Hashable]:
+        """Codes, zero points and scales of heads whose ranges are these; see ``AttentionWriter._quantize``."""
+        flow, (x, dtype, scales, zeros) = self._flow, ranges.inputs[:4]
+        found = flow.take("quantized_decomposed::quantize_per_token", (x, scales, zeros), f"{what}: int8")
+        numbers = [flow.number(value) for value in (dtype, *found.inputs[3:6])]
+        if numbers != [INT8, *INT8_RANGE, INT8]:
+            raise flow.error(what, f"its int8 codes are made by {numbers}")
+        copies = [flow.take("aten::_to_copy", (value,), f"{what}: int8").output for value in (zeros, scales)]
+        return [found.output, *copies]
+
+    def _over_int8(self, heads: list[list[Hashable]], what: str, attention: Attention) -> Hashable:
+        """Attention of int8 queries over int8 caches; see ``AttentionWriter._attend_quantized``."""
+        (q, *parameters), keys, values = heads
+        caches, written = self._written((*keys, *values), what)
+        parameters += [*caches[1:3], *caches[4:6]]
+        return self._kernel(
+            "llama::custom_quantized_sdpa", [q, caches[0], caches[3]], parameters, written, what, attention
+        )
+
+    def _kernel(
+        self,
+        op: str,
+        heads: list[Hashable],
+        parameters: list[Hashable],
+        written: int,
+        what: str,
+        attention: Attention,
+    ) -> Hashable:
+        """Attention by a kernel: causal, or with the mask of a window. ``parameters``: zero points and scales."""
+        flow, window, caches = self._flow, attention.window, heads[1:]
         mask = None if window is None else self._mask(window, caches[0], what)
-        attend = flow.take("llama::custom_sdpa", (q, *caches, self._start), what)
+        attend = flow.take(op, (*heads, self._start), what)
         self._check_order(attend, written, what)
         causal, scale = bool(flow.number(attend.inputs[6])), flow.number(attend.inputs[7])
         unmasked = flow.is_null(attend.inputs[4])
         if causal is not (mask is None) or (not unmasked if mask is None else attend.inputs[4] != mask):
             raise flow.error(what, "its attention is not causal" if mask is None else "it has another mask")
-        _, _, heads, head_dim = flow.dims(attend.inputs[0])
-        self.constants[f"{what}:rotary tables"] = attention.rope is not None  # or ``rotate`` would have complained
-        self._note(what, heads, caches, head_dim**-0.5 if scale is None else scale, window, 0.0)
+        if parameters and (list(attend.inputs[8:14]) != parameters or flow.number(attend.inputs[14])):
+            raise flow.error(what, "it reads its int8 cache by scales or zero points of something else")
+        _, _, count, head_dim = flow.dims(attend.inputs[0])
+        self._note(what, count, caches, head_dim**-0.5 if scale is None else scale, window, 0.0)
         return attend.output
 
     def _check_order(self, reads: Operation, written: int, what: str) -> None:
@@ -144,7 +190,6 @@ class PteAttention:
         scores = flow.take("XNNAdd", (capped, self._mask(window or context, caches[0], what)), what).output
         shares = flow.take("XNNSoftmax", (scores,), what).output
         mixed = flow.take("XNNBatchMatrixMultiply", (shares, values), what).output
-        self.constants[f"{what}:rotary tables"] = attention.rope is not None
         self._note(what, kv_heads * sharing, caches, scale, window, cap)
         mixed = self.reshaped(mixed, [1, attention.heads, 0, width], what)
         return self._turned(mixed, [0, 2, 1, 3], what).output

@@ -29,6 +29,14 @@ SIGNATURES: Mapping[str, Sequence[str]] = {
     "aten::scatter": ("T", "I", "T", "T", "T", "T"),
     "llama::update_cache": ("T", "T", "I", "T", "T"),
     "llama::custom_sdpa": ("T", "T", "T", "I", "T?", "F", "B", "F?", "T", "T"),
+    "quantized_decomposed::choose_qparams_per_token_asymmetric": ("T", "I", "T", "T", "L"),
+    "quantized_decomposed::quantize_per_token": ("T", "T", "T", "I", "I", "I", "T", "T"),
+    "aten::_to_copy": ("T", "B", "?", "T", "T"),
+    "llama::custom_quantized_sdpa": (*("T", "T", "T", "I", "T?", "F", "B", "F?"), *["T"] * 6, "B", "T", "T"),
+}
+_QUANTIZING = {
+    "quantized_decomposed::choose_qparams_per_token_asymmetric": ["FLOAT", "DOUBLE", "LONG"],
+    "quantized_decomposed::quantize_per_token": ["FLOAT", "DOUBLE", "LONG", "CHAR", "CHAR"],
 }
 _KINDS = {"Tensor": "T", "Int": "I", "Double": "F", "Bool": "B", "Null": "?", "TensorList": "L"}
 _INPUT = 1  # a flag of XNNPACK's values
@@ -79,6 +87,18 @@ def _check_call(plan: Mapping[str, Any], call: Mapping[str, Any]) -> None:
         new, cache = values[:2]
         same = new["scalar_type"] == cache["scalar_type"] and new["sizes"][2:] == cache["sizes"][2:]
         _must(same and len(new["sizes"]) == len(cache["sizes"]) == 4, f"{new['sizes']} into a cache {cache['sizes']}")
+    if name in _QUANTIZING:
+        check_quantizing(name, [value for value in values if value["type"] == "Tensor"])
+
+
+def check_quantizing(name: str, tensors: Sequence[Mapping[str, Any]]) -> None:
+    """Of what makes int8 codes: types and shapes, by which the kernels stop the process."""
+    sizes = tensors[0]["sizes"]
+    ranges = [*sizes[:-1], 1]
+    shapes = [sizes, ranges, ranges, sizes, sizes][: len(tensors)]
+    _must([tensor["sizes"] for tensor in tensors] == shapes, f"{name} of {[tensor['sizes'] for tensor in tensors]}")
+    types = [tensor["scalar_type"] for tensor in tensors]
+    _must(types == _QUANTIZING[name], f"{name} of {types}")
 
 
 def _check_tensor(pte: Pte, plan: Mapping[str, Any], tensor: Mapping[str, Any]) -> None:

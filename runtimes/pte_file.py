@@ -20,7 +20,9 @@ from .flatbuffer import Decoder, FlatbufferError, Schema, parse_schema
 
 _HEADER = struct.Struct("<4sIQQQ")  # magic, length, size of program, start of segments, size of segments
 _XNN_HEADER = struct.Struct("<4s4sHIIIQ")
-DTYPES = {"FLOAT": np.float32, "HALF": np.float16, "CHAR": np.int8, "BYTE": np.uint8, "LONG": np.int64}
+DTYPES = {
+    "FLOAT": np.float32, "HALF": np.float16, "DOUBLE": np.float64, "CHAR": np.int8, "BYTE": np.uint8, "LONG": np.int64,
+}  # fmt: skip
 XNNPACK = "XnnpackBackend"
 _CONTRADICTIONS = (
     LookupError, ArithmeticError, TypeError, ValueError, AttributeError, AssertionError, StopIteration,

@@ -58,6 +58,11 @@ class PteOps:
         """Epsilons, scales and attention parameters, named as ``export.inventory`` names them."""
         return self._constants | self._attention.constants
 
+    @property
+    def caches(self) -> tuple[str, ...]:
+        """The name of each layer's ``quantize.cache.CacheFormat``."""
+        return tuple(form.name for form in self._attention.formats)
+
     def embed(self, tokens: Hashable, name: str) -> Hashable:
         """See Ops."""
         for op in ("quantized_decomposed::embedding_byte", "quantized_decomposed::embedding_4bit"):

@@ -99,4 +99,4 @@ def read_back(folder: Path, config: ModelConfig) -> ReadBack:
         raise flow.error("logits", "what the program returns is something else")
     if left := flow.left_over():
         raise InputError(f"{path}: {len(left)} operations that the model does not have, such as {left[0]}")
-    return ReadBack(PteWeights(flow, ops), ops.constants)
+    return ReadBack(PteWeights(flow, ops), ops.constants, ops.caches)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..export.config import ModelConfig
+from ..quantize.cache import CacheFormat
 from ..quantize.recipe import Format
 from ..quantize.store import Weights
 from .session import RowsSession, Session
@@ -84,8 +85,9 @@ class Target:
                   artifact evaluated with fp32 activations, through its cache; None where the runtime has no such mode
     emulate       the reference with the shipped kernels' activation arithmetic; None where they compute in fp32
     evaluated_by  what runs it, with its version
-    exactness     (config, canonical weights) -> what single operations and layers of the shipped kernels, fed the same
-                  input, deviate from the emulation, relative to the largest value; None if they were not run apart
+    exactness     (config, canonical weights, the cache's format) -> what single operations and layers of the shipped
+                  kernels, fed the same input, deviate from the emulation, relative to the largest value; None if they
+                  were not run apart
     limits        changes to the limits of ``thresholds``
     locate        (folder, config, weights, token ids) -> one line that names the first operation that deviates
     notes         what a reader of the certificate must know
@@ -104,7 +106,7 @@ class Target:
     emulate: Emulation | None
     evaluated_by: Callable[[], str]
     locate: Callable[[Path, ModelConfig, Weights, NDArray[np.int64]], str] | None = None
-    exactness: Callable[[ModelConfig, Weights], Mapping[str, float]] | None = None
+    exactness: Callable[[ModelConfig, Weights, CacheFormat | None], Mapping[str, float]] | None = None
     limits: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     remarks: Callable[[Path], tuple[str, ...]] | None = None

@@ -218,7 +218,8 @@ def test_scales_hold_at_positions_that_were_not_measured():
 
     def hear(x, layer, part):
         found = x.abs().amax((0, 2)).flatten().numpy()
-        largest[layer, part] = np.maximum(largest.get((layer, part), 0), found)
+        if part != "query":
+            largest[layer, part] = np.maximum(largest.get((layer, part), 0), found)
         return x
 
     measured = np.random.default_rng(1).integers(3, 320, (4, 24))
