@@ -19,6 +19,7 @@ from ..quantize.tensor import QuantizedTensor
 from .caches import check_cache
 from .config import ModelConfig
 from .decoder import decoder
+from .executorch_calls import most_tokens
 from .executorch_file import MODEL_FILE, PteFile
 from .executorch_graph import Kernel, divide
 from .executorch_ops import ExecuTorchOps
@@ -76,7 +77,7 @@ def write_executorch(
         logits = ops.compute(decoder(ops, config, ops.tokens))
         steps = divide(ops.nodes, [logits])
         _check_kernels([step.op for step in steps if isinstance(step, Kernel)])
-        plans = [forward_plan(file, steps, [ops.tokens, ops.position], logits, context)]
+        plans = [forward_plan(file, steps, [ops.tokens, ops.position], logits, most_tokens(context))]
         file.save(plans + _constant_methods(config, context, bos_id, eos_ids))
     finally:
         file.close()
@@ -91,13 +92,9 @@ def _check_kernels(names: Sequence[str]) -> None:
 def _constant_methods(
     config: ModelConfig, context: int, bos_id: int | None, eos_ids: Sequence[int]
 ) -> list[dict[str, object]]:
-    """What ExecuTorch's runner for text asks a model.
-
-    A call takes as many tokens as the cache holds, although longer buffers cost memory: where a call takes fewer, the
-    runner assumes a sliding window, counts no tokens, and fails in the middle of an answer that meets the cache's end.
-    """
+    """What ExecuTorch's runner for text asks a model."""
     answers: dict[str, Sequence[int | bool]] = {
-        "get_max_seq_len": [context],
+        "get_max_seq_len": [most_tokens(context)],
         "get_max_context_len": [context],
         "get_vocab_size": [config.vocab_size],
         "get_n_layers": [config.num_hidden_layers],

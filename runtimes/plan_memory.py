@@ -9,6 +9,7 @@ from math import prod
 from ..export.apple import PREFILL_TOKENS, cache_slots, fixed_functions, state_shape
 from ..export.caches import target_cache
 from ..export.config import EMBEDDING, ModelConfig
+from ..export.executorch_calls import most_tokens
 from ..quantize.recipe import Format
 from .calibration import LENGTH, TRAINED_WEIGHTS, calibration_sequences
 from .memory_need import PROCESS, Subject, Tensors, memory_needs
@@ -106,7 +107,7 @@ def _table(stored: Stored) -> int:
 def _activations(target: str, stored: Stored) -> int:
     """The values of the widest layer, for each token of a call, and the logits.
 
-    ExecuTorch also plans the values between XNNPACK's parts, for as many tokens as the cache holds.
+    ExecuTorch also plans the values between XNNPACK's parts, for as many tokens as a call may bring.
     """
     logits, widest = stored.config.vocab_size * 4, _layer_values(stored.config)
     tokens = min(PROMPT_TOKENS, stored.context)
@@ -115,7 +116,9 @@ def _activations(target: str, stored: Stored) -> int:
     between = 0
     if target == "executorch":
         attention = max((layer.attention for layer in stored.config.layers), key=lambda a: a.query_width)
-        between = 8 * stored.context * (stored.config.hidden_size + attention.query_width + attention.kv_width)
+        between = (
+            8 * most_tokens(stored.context) * (stored.config.hidden_size + attention.query_width + attention.kv_width)
+        )
     return int(tokens * widest * 4 * _ARENA) + between + logits
 
 

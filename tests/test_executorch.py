@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from executorch_models import CONTEXT, RECIPES, model, source, token_ids, write
 from pocketlm.errors import InputError
+from pocketlm.export.executorch_calls import CALL_TOKENS, WHOLE_CONTEXT
 from pocketlm.export.inventory import take_inventory
 from pocketlm.export.to_executorch import write_executorch
 from pocketlm.quantize.tensor import QuantizedTensor, same
@@ -134,22 +135,42 @@ def test_what_a_session_refuses(tmp_path):
         session.run([512])
 
 
-def test_runs_unchanged_in_the_runner_that_executorch_brings(tmp_path):
-    """The same greedy text as our own session, in a process of its own: the runner loads kernels in its own way."""
+def test_a_long_context_plans_for_short_calls(tmp_path):
+    config, weights = model("int4")
+    found = {}
+    for context in (WHOLE_CONTEXT, WHOLE_CONTEXT + 1, 4 * WHOLE_CONTEXT):
+        write_executorch(tmp_path, config, weights, context)
+        report = inspect_pte(tmp_path / "model.pte")
+        found[context] = report.memory["values"], report.constant_methods["get_max_seq_len"]
+    short, longer, longest = found.values()
+    assert longer == longest == (longest[0], [CALL_TOKENS])
+    assert short[1] == [WHOLE_CONTEXT]
+    assert short[0] > 3.5 * longest[0]
+
+
+@pytest.mark.parametrize(
+    ("context", "sentences", "int8_cache"), [(CONTEXT, 1, False), (CONTEXT, 1, True), (WHOLE_CONTEXT + 52, 80, False)]
+)
+def test_runs_unchanged_in_the_runner_that_executorch_brings(tmp_path, context, sentences, int8_cache):
+    """The same greedy text as our own session, in a process of its own: the runner loads kernels in its own way.
+
+    The long prompt takes several calls.
+    """
     from tokenizers import Tokenizer
 
     folder = source(tied=False)
     config, weights = model("fp32", tied=False)
     head = weights["lm_head.weight"].copy()
     head[3:259] = 0  # single bytes are no text, and the runner's callback takes nothing but text
-    write_executorch(tmp_path, config, weights | {"lm_head.weight": head}, CONTEXT, eos_ids=[2])
-    prompt = "It is a truth universally acknowledged"
+    write_executorch(tmp_path, config, weights | {"lm_head.weight": head}, context, eos_ids=[2], int8_cache=int8_cache)
+    prompt = " ".join(["It is a truth universally acknowledged"] * sentences)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     session, ids = open_session(tmp_path), tokenizer.encode(prompt).ids
+    assert sentences == 1 or len(ids) > CALL_TOKENS
     logits, generated = session.run(ids), []
-    while len(generated) < 12 and (token := int(logits.argmax())) != 2:
-        generated.append(token)
-        logits = session.run([token])
+    while len(generated) < 12 and 2 not in generated:
+        generated.append(int(logits.argmax()))
+        logits = session.run(generated[-1:])
     code = (
         "import sys\n"
         "from executorch.extension.llm.custom_ops import custom_ops\n"

@@ -101,7 +101,7 @@ def test_only_active_experts_are_read_where_they_are_one_operation():
 
 
 def test_verdicts_and_remedies():
-    phone, artifact = read_devices()["iphone-13"], Artifact("executorch", stored("llama-3.2-1b", "int8-rtn", 4096))
+    phone, artifact = read_devices()["iphone-13"], Artifact("executorch", stored("llama-3.2-1b", "int8-rtn", 8192))
     needed = artifact.needed >> 20
     for limit, verdict in ((2 * needed, "fits"), (needed + 100, "tight"), (needed // 2, "does not fit")):
         assert plan_device(replace(phone, app_mb=limit), artifact).verdict == verdict
@@ -109,10 +109,10 @@ def test_verdicts_and_remedies():
     tight = replace(phone, app_mb=needed + 100)
     smaller, shorter = remedies(tight, artifact)[:2]
     assert smaller.startswith("--recipe int4: ")
-    assert shorter.startswith("--context 512: ")
-    assert plan_device(tight, Artifact("executorch", stored("llama-3.2-1b", "int4-rtn", 4096))).verdict == "fits"
-    assert plan_device(tight, Artifact("executorch", stored("llama-3.2-1b", "int8-rtn", 512))).verdict == "fits"
-    assert plan_device(tight, Artifact("executorch", stored("llama-3.2-1b", "int8-rtn", 1024))).verdict == "tight"
+    assert shorter.startswith("--context 1024: ")
+    assert plan_device(tight, Artifact("executorch", stored("llama-3.2-1b", "int4-rtn", 8192))).verdict == "fits"
+    assert plan_device(tight, Artifact("executorch", stored("llama-3.2-1b", "int8-rtn", 1024))).verdict == "fits"
+    assert plan_device(tight, Artifact("executorch", stored("llama-3.2-1b", "int8-rtn", 2048))).verdict == "tight"
     assert remedies(replace(phone, app_mb=100), artifact) == ()
 
 
