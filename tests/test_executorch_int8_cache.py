@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from executorch_models import CONTEXT, model, token_ids
+from executorch_models import CONTEXT, model, source, token_ids
 from pocketlm.errors import InputError
 from pocketlm.export import to_executorch
+from pocketlm.export.bundle import read_manifest
 from pocketlm.export.executorch_graph import Cache, Kernel
 from pocketlm.export.to_executorch import write_executorch
 from pocketlm.runtimes.pte_check import check_program
@@ -177,3 +178,18 @@ def test_kernels_that_would_stop_the_process_get_no_wrong_types(tmp_path):
     for wrong in (tensor([1, 4, 2, 1], "FLOAT"), tensor([1, 4, 1, 1], "DOUBLE")):
         with pytest.raises(ValueError, match=choose):
             check_quantizing(choose, [x, wrong, good[2]])
+
+
+def test_a_bundle_says_so_and_another_cache_fails_its_verification(tmp_path):
+    from pocketlm import export, verify
+
+    bundle = tmp_path / "bundle"
+    report = export(str(source()), bundle, recipe="int4-rtn", to=["executorch"], cache="int8", context=CONTEXT)
+    found = report.certificate.targets["executorch"]
+    assert read_manifest(bundle).caches == {"executorch": "int8-head"}
+    assert found.cache.kl > 1e-8
+    assert found.exactness.deviation <= 1e-5
+    assert verify(bundle).passed
+    write_executorch(bundle / "executorch", *model("int4"), CONTEXT)
+    failures = verify(bundle).targets["executorch"].failures
+    assert any("self_attn: its cache is fp32 in the file, int8-head in the manifest" in line for line in failures)
