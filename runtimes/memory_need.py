@@ -118,7 +118,7 @@ def memory_needs(
     needs["compare the tokenizer"] = base + libraries + (torch or _TOKENIZER)
     needs["end"] = needs["compare the tokenizer"] + _ENDING
     if measured:
-        needs["measure the cache"] = base + _TORCH + _measuring_bytes(config, widest)
+        needs["measure the cache"] = base + _TORCH + 64 * _MB + _measuring_bytes(config, widest)
     for name in targets:
         held = base + libraries + (torch if early else 0)
         needs[f"write {name}"] = held + max(2 * widest, 3 * largest)

@@ -280,7 +280,7 @@ def test_int8_layers_raise_the_noise_floor_of_cores_without_matrix_products(tiny
         """What becomes of a noise of 1e-4 on an embedding of ones."""
         weights = dict(quantize_checkpoint(checkpoint, names, load_recipe(recipe), lambda error: None))
 
-        def reference(*arguments, embedding_noise, first):
+        def reference(*arguments, embedding_noise, first, cache):
             return (embedding_noise(ones) - ones).numpy()
 
         emulate = emulation_on("onnx", core).func
