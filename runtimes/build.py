@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,6 @@ from ..export.canonical import TensorError, check_formats, check_patterns, matri
 from ..export.check import check_tensors
 from ..export.checkpoint import Checkpoint
 from ..export.config import DEFAULT_CONTEXT, ModelConfig, parse_config
-from ..export.genai_config import genai_config_bytes
 from ..export.gguf_codes import STORED_KINDS
 from ..export.hub import is_hub_id
 from ..export.open_checkpoint import open_checkpoint
@@ -29,9 +27,8 @@ from ..quantize.recipe import DEFAULT_RECIPE, Recipe, load_recipe, recipe_to_tom
 from ..quantize.store import Weights
 from .arm64_arithmetic import arm_expectations
 from .budget import Budget, fit_recipe
+from .bundle_texts import check_texts, write_genai_files, write_texts
 from .certificate import Certificate
-from .chat_template import control_tokens, load_chat_template
-from .chat_turns import chat_turns
 from .golden import PROMPTS, Golden, expectation, make_sequences, prose_sequences, read_prose, write_golden
 from .judge import JUDGE_STEPS, CheckpointWeights, Judgement, judge, judge_identity, runtime_limit
 from .memory_need import Subject, check_memory, process_bytes
@@ -43,7 +40,7 @@ from .target import Details, Target
 from .targets import check_reference, get_target
 from .thresholds import limits
 from .tokenizer import load_tokenizer
-from .tokenizer_check import check_tokenizer, executorch_notes
+from .tokenizer_check import executorch_notes
 
 CERTIFY = ("full", "identity")
 _CANONICAL = Path(".canonical", "weights.safetensors")  # while an export runs, and to be taken over from a killed one
@@ -137,10 +134,10 @@ def export(
     memory = PeakMemory()
     with staging(output, overwrite, _CANONICAL.parent.name) as folder:
         (folder / _CANONICAL.parent).mkdir(exist_ok=True)
-        notes = _write_texts(opened, folder)
+        notes = write_texts(opened.files, folder)
         if certify == "full":
             with memory.phase("compare the tokenizer"):
-                notes += _check_tokenizer(folder)
+                notes += check_texts(folder)
         with memory.phase("quantise"):
             if budget is not None:
                 opened = _fit(opened, budget, folder, progress)
@@ -155,7 +152,7 @@ def export(
         certificate = _with_times(certificate, seconds)
         if certify == "identity":  # as late as can be, because transformers brings torch: 600 MB
             with memory.phase("compare the tokenizer"):
-                notes += _check_tokenizer(folder)
+                notes += check_texts(folder)
         shutil.rmtree(folder / _CANONICAL.parent)
         with progress("Hashing the files"):
             write_manifest(folder, _manifest(opened, folder, fingerprints, errors, certificate, notes))
@@ -232,26 +229,6 @@ def _fit(model: _Model, budget: Budget, folder: Path, progress: Progress) -> _Mo
     return replace(model, recipe=recipe)
 
 
-def _write_texts(model: _Model, folder: Path) -> tuple[str, ...]:
-    """Tokenizer, template, and the template taken apart for apps without Jinja; what could not be done, and why."""
-    for name, content in model.files.items():
-        (folder / name).write_bytes(content)
-    if "chat_template.jinja" not in model.files:
-        return ("no chat_turns.json: the model has no chat template",)
-    template = load_chat_template(folder)
-    turns, reason = chat_turns(template.render)
-    if turns is None:
-        return (f"no chat_turns.json: {reason}",)
-    turns["control"] = list(control_tokens(load_tokenizer(folder), template))
-    (folder / "chat_turns.json").write_text(json.dumps(turns, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return ()
-
-
-def _check_tokenizer(folder: Path) -> tuple[str, ...]:
-    template = load_chat_template(folder) if (folder / "chat_template.jinja").is_file() else None
-    return check_tokenizer(folder, load_tokenizer(folder), template)
-
-
 def _lower(
     model: _Model,
     targets: Sequence[Target],
@@ -271,7 +248,7 @@ def _lower(
             target.write(folder / target.name, model.config, weights, model.context, details)
         seconds[target.name] = round(time.perf_counter() - started, 2)
     if any(target.name == "onnx" for target in targets):
-        _write_genai_files(model, folder)
+        write_genai_files(folder, model.config, model.context, model.stop_tokens, model.checkpoint.config)
     return seconds
 
 
@@ -294,21 +271,6 @@ def _details(model: _Model, coreml_shapes: str) -> Details:
         coreml_shapes=coreml_shapes,
         cache=model.cache,
     )
-
-
-def _write_genai_files(model: _Model, folder: Path) -> None:
-    """onnxruntime-genai wants its configuration and the tokenizer in the folder of the model.
-
-    Not for a model whose layers have caches of different shapes (OpenELM): such a one it cannot run.
-    """
-    if len({(layer.attention.kv_heads, layer.attention.head_dim) for layer in model.config.layers}) > 1:
-        return  # it has no way to say that layers' caches differ
-    raw = model.checkpoint.config
-    content = genai_config_bytes(model.config, model.context, model.stop_tokens, raw)
-    (folder / "onnx" / "genai_config.json").write_bytes(content)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, folder / "onnx" / name)
 
 
 def _verify(
