@@ -34,8 +34,8 @@ demo: $(VENV)/.installed-all $(BUNDLE)/pocketlm.json
 	@echo "> $(PROMPT)"
 	$(BIN)/pocketlm chat $(BUNDLE) --prompt "$(PROMPT)"
 	@echo
-	@echo "These weights are rounded to nearest, which takes seconds. Better answers at the same size take minutes:"
-	@echo "  $(BIN)/pocketlm export $(MODEL) -o out/$(MODEL)-int4 --recipe int4"
+	@echo "These weights are rounded to nearest, which takes seconds. Better answers from a smaller file take minutes:"
+	@echo "  $(BIN)/pocketlm export $(MODEL) -o out/$(MODEL)"
 
 $(BUNDLE)/pocketlm.json: $(VENV)/.installed-all
 	$(BIN)/pocketlm fetch $(MODEL)

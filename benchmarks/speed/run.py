@@ -18,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -34,11 +35,19 @@ from pocketlm.runtimes.tokenizer import Tokenizer
 from shared import brown
 from turns import System, Timed, Worker, take_turns
 
-RECIPES = {
-    "smollm2-135m": ("int4", "int4-g64", "int4-fast"),
-    "llama-3.2-1b": ("int4-rtn", "int4-g64-rtn", "int4-fast-rtn"),
-}
-TARGETS = ("onnx", "executorch")
+# Of each model: recipes, with the targets and the cache that they are written for.
+BOTH = ("onnx", "executorch")
+BUNDLES = {
+    "smollm2-135m": (
+        ("int4", BOTH, "float"), ("int4-g64", BOTH, "float"), ("int4-fast", BOTH, "float"),
+        ("int4-fast", ("onnx",), "int8"),
+    ),
+    "llama-3.2-1b": (
+        ("int4-rtn", BOTH, "float"), ("int4-fast-rtn", BOTH, "float"), ("int4-fast-rtn", ("onnx",), "int8"),
+        ("g128.toml", ("onnx",), "float"),
+    ),
+}  # fmt: skip
+G128 = 'base = "int4-g128-rtn"\nembedding = { kind = "int4", group = 128 }\n'  # 576 columns have no such groups
 GENAI = {"block_size": "32", "accuracy_level": "4", "shared_embeddings": "true", "fuse_mlp_gate_up": "true"}
 SMOLLM2 = "smollm2-135m"
 SEQUENCES, LENGTH = 8, 256
@@ -47,7 +56,7 @@ SEQUENCES, LENGTH = 8, 256
 def main() -> None:
     """Make, take turns, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", choices=RECIPES, default=SMOLLM2)
+    parser.add_argument("model", nargs="?", choices=BUNDLES, default=SMOLLM2)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--lengths", type=int, nargs="+", default=[16, 512, 2048])
     parser.add_argument("--new", type=int, default=64, help="tokens decoded behind each prompt")
@@ -68,8 +77,7 @@ def main() -> None:
     bandwidth = max(before, measure_bandwidth(options.threads).best)
     rows = [row(each, options.lengths, options.new, kl, bandwidth) for each in timed]
     print_tables(rows, options.lengths, bandwidth)
-    series = {each.system.name: {f"{p} {n}": s for (p, n), s in each.seconds.items()} for each in timed}
-    record = {"threads": options.threads, "new": options.new, "bandwidth": bandwidth, "rows": rows, "seconds": series}
+    record = {"threads": options.threads, "new": options.new, "bandwidth": bandwidth, "rows": rows}
     (folder / "speed.json").write_text(json.dumps(record, indent=1))
     if kl:
         draw(rows, options.lengths, folder)
@@ -78,13 +86,16 @@ def main() -> None:
 def make_all(model: str, folder: Path, context: int) -> Iterator[System]:
     """Every system's file, made if it is not there."""
     source = hugging_face_folder(model, folder)
-    for recipe in RECIPES[model]:
-        bundle = folder / recipe
+    (folder / "g128.toml").write_text(G128)
+    for recipe, targets, cache in BUNDLES[model]:
+        name = recipe.removesuffix(".toml") + (" int8-cache" if cache == "int8" else "")
+        bundle = folder / name.replace(" ", "-")
         if not bundle.is_dir():
+            chosen = str(folder / recipe) if recipe.endswith(".toml") else recipe
             given = model if model == SMOLLM2 else str(source)
-            export(given, bundle, to=TARGETS, recipe=recipe, context=context, certify="identity")
-        for target in TARGETS:
-            yield System(f"{recipe} {target}", target, bundle / target, size_of(bundle / target))
+            export(given, bundle, to=targets, recipe=chosen, context=context, certify="identity", cache=cache)
+        for target in targets:
+            yield System(f"{name} {target}", target, bundle / target, size_of(bundle / target, "model*"))
     genai = folder / "genai"
     if not (genai / "genai_config.json").is_file():
         build_genai(source, genai, GENAI)
@@ -171,6 +182,7 @@ def row(timed: Timed, lengths: list[int], new: int, kl: dict[str, float], bandwi
         "share_of_bandwidth": timed.system.size_bytes * rates["decode"][lengths[0]] / bandwidth,
         "load_seconds": timed.load_seconds,
         "peak_bytes": timed.peak_bytes,
+        "seconds": {f"{phase} {n}": series for (phase, n), series in timed.seconds.items()},
     }
 
 
@@ -192,9 +204,14 @@ def print_tables(rows: list[dict[str, Any]], lengths: list[int], bandwidth: floa
         print(f"\n| times {peer} | MB | KL | {' | '.join(heads)} |\n|{'---|' * (len(heads) + 3)}")
         for each in rows:
             kl = "" if each["kl"] is None else f"{each['kl'] / base['kl']:.2f}"
-            rates = [f"{each[phase][n] / base[phase][n]:.2f}" for phase in ("prefill", "decode") for n in lengths]
+            rates = [f"{times(each, base, f'{p} {n}'):.2f}" for p in ("prefill", "decode") for n in lengths]
             size = f"{each['size_bytes'] / base['size_bytes']:.2f}"
             print(f"| {' | '.join([each['name'], size, kl, *rates])} |")
+
+
+def times(one: dict[str, Any], other: dict[str, Any], what: str) -> float:
+    """How many times as fast, the median over rounds: both ran at the same hour in each."""
+    return median(b / a for a, b in zip(one["seconds"][what], other["seconds"][what], strict=True))
 
 
 def draw(rows: list[dict[str, Any]], lengths: list[int], folder: Path) -> None:
