@@ -227,11 +227,11 @@ def test_each_right_guess_saves_a_call_of_a_model():
 def test_a_prompt_in_chunks_gives_the_same_logits(tmp_path):
     lower(tiny_llama(tmp_path / "m", context=1100), tmp_path / "o", load_recipe("int4-rtn"), context=1100)
     session = OnnxSession(tmp_path / "o")
-    tokens = np.random.default_rng(0).integers(3, 512, 1025).tolist()
+    tokens = np.random.default_rng(0).integers(3, 512, 1026).tolist()
     at_once = session.run_all(tokens).copy()[-1]
     session.reset()
     assert np.array_equal(session.run(tokens), at_once)
-    assert session.position == 1025
+    assert session.position == 1026
 
 
 def test_chunks():
