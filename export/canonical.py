@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
 
 import numpy as np
 
 from ..errors import InputError
-from ..quantize.recipe import Format, Recipe
+from ..quantize.recipe import GROUPS, Format, Recipe
 from ..quantize.rtn import round_to_nearest, squared_error
 from ..quantize.store import CanonicalTensor
 from ..quantize.tensor import QuantizedTensor
@@ -139,13 +139,30 @@ def check_patterns(checkpoint: Checkpoint, names: list[str], recipe: Recipe) -> 
             )
 
 
+def fit_groups(recipe: Recipe, shapes: Mapping[str, tuple[int, ...]]) -> Recipe:
+    """A recipe that may take smaller groups, with an override for each matrix that needs one.
+
+    shapes  of the weights by name, (out, in) of matrices
+    """
+    if not recipe.smaller_groups:
+        return recipe
+    found: dict[str, Format] = {}
+    for name, shape in shapes.items():
+        form = recipe.format_of(name)
+        own = form in (recipe.linear, recipe.embedding)  # not one that an override asks for
+        if own and is_linear(name, shape) and form.group and shape[1] % form.group:
+            smaller = [group for group in GROUPS if group < form.group and shape[1] % group == 0]
+            found |= {name: Format(form.kind, max(smaller))} if smaller else {}
+    return replace(recipe, overrides={**recipe.overrides, **found})
+
+
 def check_formats(checkpoint: Checkpoint, names: Sequence[str], recipe: Recipe) -> None:
     """Raise InputError if a group does not divide a layer, before any work is done."""
     for name in names:
         shape = checkpoint.shape(name)
         group = recipe.format_of(name).group
         if group and is_linear(name, shape) and shape[1] % group:
-            fitting = [size for size in (32, 64, 128) if shape[1] % size == 0]
+            fitting = [size for size in GROUPS if shape[1] % size == 0]
             advice = f"groups of {' or '.join(map(str, fitting))} fit" if fitting else "use int8 for it"
             raise InputError(f"{name}: groups of {group} do not divide its {shape[1]} columns; {advice}")
 

@@ -45,6 +45,7 @@ class CoreMLOps:
         self._parameters: dict[float, Any] = {}
         self._cached: dict[str, Any] = {}
         self._masks: dict[tuple[int | None, int], Any] = {}
+        self._slots: Any = None
         self._rotations: dict[tuple[Rope, int], tuple[Any, Any]] = {}
         self._find_positions()
 
@@ -297,7 +298,7 @@ class CoreMLOps:
 
     def _write_mask(self, window: int | None, sharing: int) -> Any:
         if self._function.tokens is not None:
-            columns = Constants.shared("slots", np.arange(self._constants.slots, dtype=np.int32)[None])
+            columns = self._numbered_slots()
         else:
             total = mb.squeeze(x=self._end, axes=[0])
             columns = mb.expand_dims(x=mb.range_1d(start=np.int32(0), end=total, step=np.int32(1)), axes=[0])
@@ -312,6 +313,12 @@ class CoreMLOps:
         mask = mb.mul(x=mb.sub(x=ones, y=self._scalar(1)), y=self._scalar(-apple.HIDDEN))
         mask = mb.expand_dims(x=mask, axes=[0, 1])
         return mask if sharing == 1 else mb.tile(x=mask, reps=[1, 1, sharing, 1])
+
+    def _numbered_slots(self) -> Any:
+        """0, 1, 2 ... (1, slots); written once, as the names of a program's values must differ."""
+        if self._slots is None:
+            self._slots = Constants.shared("slots", np.arange(self._constants.slots, dtype=np.int32)[None])
+        return self._slots
 
     def _not_skipped(self, columns: Any) -> Any:
         """False for slot 0 if it was skipped: bool, to be combined with the mask.

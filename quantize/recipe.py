@@ -32,6 +32,7 @@ class Format:
         return self.kind if self.group is None else f"{self.kind} g{self.group}"
 
 
+GROUPS = (32, 64, 128)
 _TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 METHODS = ("rtn", "layerwise", "calibrated", "tuned")
 
@@ -47,6 +48,8 @@ class Recipe:
     embedding   of the embedding table and the head (which is the same table in a tied model)
     overrides   name pattern (shell style, over checkpoint names) -> format; the last match wins
     thresholds  changes to the limits of the certificate, by the names that ``runtimes/thresholds.py`` lists
+    smaller_groups  a matrix whose columns the group does not divide gets the largest smaller one that does, instead of
+                being refused
     """
 
     name: str
@@ -55,6 +58,7 @@ class Recipe:
     overrides: Mapping[str, Format] = field(default_factory=dict)
     thresholds: Mapping[str, float] = field(default_factory=dict)
     method: str = "rtn"
+    smaller_groups: bool = False
 
     def format_of(self, name: str) -> Format:
         """The format of the weight with this checkpoint name.
@@ -83,6 +87,7 @@ class Recipe:
         return asdict(self)
 
 
+_INT4_G64 = Format("int4", 64)
 _INT8 = Format("int8")  # one scale for each row: the form that every target has
 
 RECIPES: Mapping[str, Recipe] = {
@@ -91,13 +96,13 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe("int4", Format("int4", 32), _INT8, method="calibrated"),
         Recipe("int4-g64", Format("int4", 64), _INT8, method="calibrated"),
         Recipe("int4-g128", Format("int4", 128), _INT8, method="calibrated"),
-        Recipe("int4-fast", Format("int4", 64), Format("int4", 64), method="calibrated"),
+        Recipe("int4-fast", _INT4_G64, _INT4_G64, method="calibrated", smaller_groups=True),
         Recipe("int4-tuned", Format("int4", 32), _INT8, method="tuned"),
         Recipe("int4-g64-tuned", Format("int4", 64), _INT8, method="tuned"),
         Recipe("int4-rtn", Format("int4", 32), _INT8),
         Recipe("int4-g64-rtn", Format("int4", 64), _INT8),
         Recipe("int4-g128-rtn", Format("int4", 128), _INT8),
-        Recipe("int4-fast-rtn", Format("int4", 64), Format("int4", 64)),
+        Recipe("int4-fast-rtn", _INT4_G64, _INT4_G64, smaller_groups=True),
         Recipe("int8", _INT8, _INT8, method="layerwise"),
         Recipe("int8-rtn", _INT8, _INT8),
         Recipe("fp16", Format("fp16"), Format("fp16")),
@@ -162,6 +167,7 @@ def parse_recipe(content: Mapping[str, Any], name: str) -> Recipe:
         overrides={pattern: _parse_format(given, name) for pattern, given in overrides.items()},
         thresholds={key: float(value) for key, value in thresholds.items()},
         method=method,
+        smaller_groups=base.smaller_groups,
     )
 
 
@@ -180,7 +186,7 @@ def _parse_format(given: Any, recipe: str) -> Format:
     kind, group = given.get("kind"), given.get("group")
     if kind not in ("int4", "int8", "fp16", "fp32"):
         raise InputError(f"recipe {recipe}: kind must be int4, int8, fp16 or fp32, it is {kind!r}")
-    if group is not None and (kind != "int4" or not isinstance(group, int) or group not in (32, 64, 128)):
+    if group is not None and (kind != "int4" or not isinstance(group, int) or group not in GROUPS):
         raise InputError(
             f"recipe {recipe}: only int4 has groups, of 32, 64 or 128 columns; this is {kind} with {group!r}"
         )

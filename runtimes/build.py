@@ -16,7 +16,7 @@ from ..export.adapters import ADAPTER_WEIGHTS
 from ..export.apple import FUNCTIONS
 from ..export.bundle import Manifest, fingerprint, hash_file, hash_folder, staging, write_manifest
 from ..export.caches import check_cache, target_cache
-from ..export.canonical import TensorError, check_formats, check_patterns, matrix_formats
+from ..export.canonical import TensorError, check_formats, check_patterns, fit_groups, matrix_formats
 from ..export.check import check_tensors
 from ..export.checkpoint import Checkpoint
 from ..export.config import DEFAULT_CONTEXT, ModelConfig, parse_config
@@ -194,6 +194,7 @@ def _open(
     limit = parse_config(checkpoint.config).max_position_embeddings
     config = parse_config(checkpoint.config, context or min(DEFAULT_CONTEXT, limit))
     check_tensors(checkpoint, config)
+    chosen = fit_groups(chosen, {name: checkpoint.shape(name) for name in checkpoint.names()})
     check_formats(checkpoint, list(checkpoint.names()), chosen)
     check_patterns(checkpoint, list(checkpoint.names()), chosen)
     formats = matrix_formats(checkpoint, list(checkpoint.names()), chosen)

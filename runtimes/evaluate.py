@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..export.bundle import MANIFEST_FILE, read_manifest
+from ..export.canonical import fit_groups
 from ..export.check import check_tensors
 from ..export.checkpoint import Checkpoint
 from ..export.config import ModelConfig, parse_config
@@ -144,9 +145,10 @@ def _quantised(
 ) -> dict[str, tuple[Weights, int]]:
     """Canonical weights by each recipe, in files in the folder, and their sizes in bytes."""
     source = open_source(checkpoint, config, calibration)
+    shapes = {name: checkpoint.shape(name) for name in checkpoint.names()}
     found: dict[str, tuple[Weights, int]] = {}
     for index, name in enumerate(dict.fromkeys(recipes)):
-        recipe, path = load_recipe(name), folder / f"{index}.safetensors"
+        recipe, path = fit_groups(load_recipe(name), shapes), folder / f"{index}.safetensors"
         weights, _, _ = write_canonical(source, recipe, path, progress)
         found[recipe.name] = weights, path.stat().st_size
     return found

@@ -9,9 +9,10 @@ from typing import Any
 
 from ..errors import InputError
 from ..export.caches import target_cache
-from ..export.canonical import check_formats, check_patterns
+from ..export.canonical import check_formats, check_patterns, fit_groups
 from ..export.config import DEFAULT_CONTEXT, ModelConfig, parse_config
 from ..export.open_checkpoint import open_checkpoint
+from ..export.shapes import tensor_shapes
 from ..quantize.recipe import DEFAULT_RECIPE, Recipe, load_recipe
 from .devices import Device, read_devices
 from .memory_need import PROCESS, check_memory
@@ -150,6 +151,7 @@ def _plan(
             raise InputError(f"no device {key!r}; there are {', '.join(known)}")
     description = describe_model(model)
     config = _config(model, description, context)
+    chosen = fit_groups(chosen, tensor_shapes(config))
     tokens = context or min(DEFAULT_CONTEXT, config.max_position_embeddings)
     stored = _store(description, config, chosen, tokens, cache)
     subject = planned_subject(_Shapes(stored.shapes, description.stored_as), stored)

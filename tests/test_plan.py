@@ -107,8 +107,9 @@ def test_verdicts_and_remedies():
         assert plan_device(replace(phone, app_mb=limit), artifact).verdict == verdict
     assert plan_device(replace(phone, app_mb=2 * needed), artifact).remedies == ()
     tight = replace(phone, app_mb=needed + 100)
-    smaller, shorter = remedies(tight, artifact)[:2]
+    smaller, narrower, shorter = remedies(tight, artifact)
     assert smaller.startswith("--recipe int4: ")
+    assert narrower.startswith("--cache int8: ")
     assert shorter.startswith("--context 1024: ")
     assert plan_device(tight, Artifact("executorch", stored("llama-3.2-1b", "int4-rtn", 8192))).verdict == "fits"
     assert plan_device(tight, Artifact("executorch", stored("llama-3.2-1b", "int8-rtn", 1024))).verdict == "fits"
@@ -120,8 +121,8 @@ def test_if_neither_fewer_bits_nor_a_shorter_context_is_enough_both_may_be():
     phone = replace(read_devices()["iphone-13"], app_mb=1700)
     model = stored("llama-3.2-1b", "fp16", 32768)
     (both,) = remedies(phone, Artifact("executorch", model))
-    _, recipe, _, context = both.partition(":")[0].split()
-    less = stored("llama-3.2-1b", f"{recipe}-rtn", int(context))
+    _, recipe, _, cache, _, context = both.partition(":")[0].split()
+    less = replace(stored("llama-3.2-1b", f"{recipe}-rtn", int(context)), cache=cache)
     assert plan_device(phone, Artifact("executorch", less)).verdict == "fits"
     for half in (stored("llama-3.2-1b", "int4-g128-rtn", 32768), stored("llama-3.2-1b", "fp16", 512)):
         assert plan_device(phone, Artifact("executorch", half)).verdict != "fits"
@@ -135,7 +136,7 @@ def test_an_int8_cache_is_a_remedy_where_the_target_has_one():
     tight = replace(phone, app_mb=int(int8.needed / 0.79) >> 20)
     assert remedies(tight, onnx)[0] == f"--cache int8: {int8.needed / 1e6:.0f} MB"
     assert plan_device(tight, int8).verdict == "fits"
-    assert not any("int8: " in text for text in remedies(tight, Artifact("executorch", model)))
+    assert not any("int8: " in text for text in remedies(tight, Artifact("coreml", model)))
     assert onnx.work.cache_bytes == 4 * int8.work.cache_bytes
     assert decode_seconds(int8.work, phone.chip, 8000) < decode_seconds(onnx.work, phone.chip, 8000)
 
@@ -152,7 +153,7 @@ def test_recipe_and_int8_cache_together_keep_the_context():
 def test_the_command_plans_an_int8_cache_for_targets_that_have_one(capsys):
     assert run(["plan", "smollm2-135m", "--cache", "int8", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["cache"], list(found["targets"])) == ("int8", ["onnx"])
+    assert (found["cache"], list(found["targets"])) == ("int8", ["onnx", "executorch"])
     assert found["targets"]["onnx"]["memory_bytes"]["cache"] == 30 * 2 * 3 * 64 * 2048
     assert run(["plan", "smollm2-135m", "--cache", "int8", "--to", "coreml"]) == 2
     assert "a state of Core ML can only be fp16" in capsys.readouterr().err

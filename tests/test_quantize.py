@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pocketlm.errors import InputError
+from pocketlm.export.canonical import fit_groups
 from pocketlm.quantize.recipe import RECIPES, Format, load_recipe, parse_recipe
 from pocketlm.quantize.rtn import relative_error, round_to_nearest
 from pocketlm.quantize.store import CanonicalFile, pack_int4, save_canonical, unpack_int4
@@ -152,8 +153,19 @@ def test_a_recipe_that_is_not_understood_is_refused(content, message):
         parse_recipe(content, "mine")
 
 
+def test_a_recipe_that_may_takes_smaller_groups_where_its_own_do_not_divide():
+    shapes = {"a.weight": (8, 160), "b.weight": (8, 128), "c.weight": (8, 40), "norm.weight": (96,)}
+    fitted = fit_groups(load_recipe("int4-fast"), shapes)
+    assert fitted.overrides == {"a.weight": Format("int4", 32)}
+    assert fitted.format_of("b.weight") == Format("int4", 64)
+    assert fitted.format_of("c.weight") == Format("int4", 64)  # nothing fits: it will be refused
+    assert fit_groups(load_recipe("int4-g64"), shapes) == load_recipe("int4-g64")
+    asked = parse_recipe({"base": "int4-fast", "overrides": {"a*": {"kind": "int4", "group": 128}}}, "x")
+    assert fit_groups(asked, shapes).format_of("a.weight") == Format("int4", 128)
+
+
 def test_unknown_recipe_names_what_there_is():
     with pytest.raises(InputError, match=r"no recipe 'int5'; there are int4, int4-g64"):
         load_recipe("int5")
-    sizes = ("int4", "int4-g64", "int4-g128", "int8")
+    sizes = ("int4", "int4-g64", "int4-g128", "int4-fast", "int8")
     assert set(RECIPES) == {*sizes, *(f"{size}-rtn" for size in sizes), "int4-tuned", "int4-g64-tuned", "fp16", "fp32"}
