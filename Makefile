@@ -6,7 +6,7 @@ MODEL := smollm2-135m
 BUNDLE := out/$(MODEL)-int4-rtn
 PROMPT ?= What is the capital of France?
 
-.PHONY: setup demo test lint types swift bench quality golden phone-class android-test android-apk clean
+.PHONY: setup demo test lint types swift bench quality speed golden phone-class android-test android-apk clean
 
 setup: $(VENV)/.installed-all
 
@@ -72,6 +72,9 @@ golden: $(VENV)/.installed-dev
 
 quality: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/quality/run.py
+
+speed: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/speed/run.py
 
 # The app's tests on the JVM, with the real SmolLM2 on the real ONNX Runtime; its export is kept in out/.
 ONNX_BUNDLE := out/$(MODEL)-onnx
