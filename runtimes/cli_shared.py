@@ -26,7 +26,7 @@ cache_option = click.option(
     type=click.Choice(("float", "int8")),
     default="float",
     show_default=True,
-    help="How artifacts keep keys and values. int8 takes a quarter of the memory; of the targets, onnx has it.",
+    help="How artifacts keep keys and values. int8 takes a quarter of the memory; Core ML has no such cache.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts, and no progress.")
 

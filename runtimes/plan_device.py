@@ -142,17 +142,22 @@ def _estimate(target: str, seconds: Callable[[Efficiency], float]) -> Estimate:
 
 def remedies(device: Device, artifact: Artifact) -> tuple[str, ...]:
     """What brings the artifact under ``_TIGHT`` of the limit: fewer bits, a smaller cache, a shorter context, or else
-    several of them; and others.
+    several of them; and others. If nothing does, what brings it under the limit itself, called tight.
 
-    Empty if nothing does.
+    Empty if nothing does that, either.
     """
-    allowed = _TIGHT * device.app_bytes
-    *single, several = (_first_that_fits(options, allowed) for options in artifact.cheaper)
-    found = [option for options in single for option in options] or several
+    found = _cheaper_within(artifact, _TIGHT * device.app_bytes)
+    if not found and artifact.needed > device.app_bytes:
+        found = [f"{option}, tight" for option in _cheaper_within(artifact, device.app_bytes)]
     entitled = (device.app_entitled_mb or 0) << 20
     if artifact.needed <= _TIGHT * entitled:
         found.append(f"the entitlement increased-memory-limit: an app may use {_mb(entitled)}")
     return tuple(found)
+
+
+def _cheaper_within(artifact: Artifact, allowed: float) -> list[str]:
+    *single, several = (_first_that_fits(options, allowed) for options in artifact.cheaper)
+    return [option for options in single for option in options] or several
 
 
 def _first_that_fits(options: Iterable[Option], allowed: float) -> list[str]:

@@ -141,6 +141,16 @@ def test_an_int8_cache_is_a_remedy_where_the_target_has_one():
     assert decode_seconds(int8.work, phone.chip, 8000) < decode_seconds(onnx.work, phone.chip, 8000)
 
 
+def test_what_only_just_fits_is_said_to_be_tight():
+    model = stored("llama-3.2-1b", "int4-g128-rtn", 8192)
+    least = Artifact("onnx", replace(model, cache="int8", context=512)).needed
+    small = replace(read_devices()["galaxy-s22"], app_mb=int(least / 0.99) >> 20)
+    assert plan_device(small, Artifact("onnx", model)).verdict == "does not fit"
+    (remedy,) = remedies(small, Artifact("onnx", model))
+    assert remedy.startswith("--cache int8 --context ")
+    assert remedy.endswith(", tight")
+
+
 def test_recipe_and_int8_cache_together_keep_the_context():
     wanted = Artifact("onnx", replace(stored("llama-3.2-1b", "int4-g128-rtn", 8192), cache="int8"))
     phone = replace(read_devices()["galaxy-s22"], app_mb=int(wanted.needed / 0.79) >> 20)
