@@ -36,6 +36,7 @@ from pocketlm.runtimes.svg import Labels, scatter
 from pocketlm.runtimes.tokenizer import Tokenizer
 from safetensors import safe_open
 from safetensors.numpy import save_file
+from source_folder import hugging_face_folder
 from text import brown
 
 HERE = Path(__file__).parent
@@ -210,7 +211,7 @@ def make_peer(
     if "autoround" in peer.script:
         text = HERE.parents[1] / "runtimes" / "data" / "calibration.txt"
         inputs = [
-            str(hugging_face_folder(checkpoint, options.folder)),
+            str(hugging_face_folder(checkpoint, options.folder / "hugging-face")),
             str(text),
             str(out),
             str(options.autoround_iterations),
@@ -225,17 +226,6 @@ def make_peer(
             rows, *columns = checkpoint.shape(name)
             size += rows * columns[0] + 2 * rows if columns else 2 * rows
     return Made(peer.name, weights, size, seconds, peak)
-
-
-def hugging_face_folder(checkpoint: Any, folder: Path) -> Path:
-    """The model as a folder that transformers reads."""
-    out = folder / "hugging-face"
-    out.mkdir(exist_ok=True)
-    for name, content in checkpoint.tokenizer_files().items():
-        (out / name).write_bytes(content)
-    (out / "config.json").write_text(json.dumps(dict(checkpoint.config)))
-    save_file({n: checkpoint.read(n) for n in checkpoint.names()}, out / "model.safetensors", {"format": "pt"})
-    return out
 
 
 def print_table(made: list[Made], quality: dict[str, Quality], parameters: int, tokens: int) -> None:

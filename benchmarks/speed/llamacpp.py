@@ -10,8 +10,8 @@ import ctypes
 from pathlib import Path
 
 import numpy as np
-import xllamacpp
 from numpy.typing import NDArray
+from shared import library
 
 _WORDS = 256  # larger than any of the structs; both are passed by value, in memory
 _CONTEXT_DEFAULTS = {0: 512, 1: 2048, 2: 512, 3: 1, 7: 4, 8: 4}  # word -> n_ctx, n_batch, n_ubatch, n_seq_max, threads
@@ -27,9 +27,9 @@ class _Batch(ctypes.Structure):
     _fields_ = (("count", ctypes.c_int32), *((f"pointer{i}", ctypes.c_void_p) for i in range(6)))
 
 
-def library() -> ctypes.CDLL:
-    """The shared object with llama.cpp inside."""
-    found = ctypes.CDLL(str(next(Path(xllamacpp.__file__).parent.glob("*.so"))))
+def interface() -> ctypes.CDLL:
+    """The library with the types of what is called here."""
+    found = library()
     pointer, parameters = ctypes.c_void_p, _Parameters
     for name, result, arguments in (
         ("llama_model_default_params", parameters, []),
@@ -54,7 +54,7 @@ class LlamaCpp:
     """A conversation: prompts in batches of 512 tokens, as llama.cpp's own tools run them."""
 
     def __init__(self, path: Path, threads: int, context: int) -> None:
-        self._library = library()
+        self._library = interface()
         self._silence = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, pointer := ctypes.c_void_p)(
             lambda *_: None
         )

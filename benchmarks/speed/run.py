@@ -32,7 +32,7 @@ from pocketlm.runtimes.calibration import cut_sequences
 from pocketlm.runtimes.judge import CheckpointWeights
 from pocketlm.runtimes.svg import Labels, scatter
 from pocketlm.runtimes.tokenizer import Tokenizer
-from shared import brown
+from shared import brown, hugging_face_folder
 from turns import System, Timed, Worker, take_turns
 
 # Of each model: recipes, with the targets and the cache that they are written for.
@@ -85,7 +85,7 @@ def main() -> None:
 
 def make_all(model: str, folder: Path, context: int) -> Iterator[System]:
     """Every system's file, made if it is not there."""
-    source = hugging_face_folder(model, folder)
+    source = source_folder(model, folder)
     (folder / "g128.toml").write_text(G128)
     for recipe, targets, cache in BUNDLES[model]:
         name = recipe.removesuffix(".toml") + (" int8-cache" if cache == "int8" else "")
@@ -107,19 +107,12 @@ def make_all(model: str, folder: Path, context: int) -> Iterator[System]:
         yield System(f"llama.cpp {method}", "llama.cpp", path, path.stat().st_size)
 
 
-def hugging_face_folder(model: str, folder: Path) -> Path:
+def source_folder(model: str, folder: Path) -> Path:
     """The source as a folder of safetensors."""
     out = folder / "source"
-    if not (out / "config.json").is_file() and model == SMOLLM2:
-        from safetensors.numpy import save_file
-
-        checkpoint = open_checkpoint(model)
-        out.mkdir(exist_ok=True)
-        for name, content in checkpoint.tokenizer_files().items():
-            (out / name).write_bytes(content)
-        save_file({name: checkpoint.read(name) for name in checkpoint.names()}, out / "model.safetensors")
-        (out / "config.json").write_text(json.dumps(dict(checkpoint.config)))
-    elif not (out / "config.json").is_file():
+    if model == SMOLLM2:
+        return hugging_face_folder(open_checkpoint(model), out)
+    if not (out / "config.json").is_file():
         script = Path(__file__).parents[1] / "big_models.py"
         subprocess.run([sys.executable, str(script), "make", model, str(out)], check=True)
     return out
